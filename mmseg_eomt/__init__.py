@@ -1,0 +1,10 @@
+"""EoMT with LoRA for MMSegmentation. Importing the package registers its models and hooks with the toolbox."""
+
+from mmseg_eomt import compat
+
+compat.apply()
+
+from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['EoMTHead', 'EoMTViT', '__version__']

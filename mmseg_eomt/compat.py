@@ -1,0 +1,140 @@
+"""What lets the official toolbox run on today's PyTorch: each repair with its reason and when it can go.
+
+:func:`apply` is called once, when ``mmseg_eomt`` is imported and before anything of the toolbox is.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+from importlib import metadata
+
+from packaging.version import Version
+
+# import name: (distributions that provide it, first version, first version that is too new, what to install)
+REQUIRED = {
+    'torch': (('torch',), '2.4', '3', 'torch==2.13.0'),
+    'mmengine': (('mmengine', 'onedl-mmengine'), '0.10.5', '1', 'mmengine==0.10.7'),
+    'mmcv': (('mmcv-lite', 'mmcv', 'onedl-mmcv'), '2.0.0', '2.2', 'mmcv-lite==2.1.0'),
+    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.2.2', '2', 'mmsegmentation==1.2.2'),
+    'ftfy': (('ftfy',), '6', '7', 'ftfy'),
+    'regex': (('regex',), '2022', '3000', 'regex'),
+    'scipy': (('scipy',), '1.6', '2', 'scipy'),
+}
+
+
+def apply() -> None:
+    """Check the packages and apply every repair; a second call changes nothing.
+
+    Raises:
+        ImportError: If a package is missing, too old or too new, with the command that repairs it.
+    """
+    check_packages()
+    _place_ext_placeholder()
+    _allow_mmengine_globals()
+    _load_urls_safely()
+
+
+def check_packages() -> None:
+    """Raise an ImportError with the repairing command if a package is missing or its version does not fit."""
+    for module, (names, first, too_new, install) in REQUIRED.items():
+        command = f'pip install "{install}"'
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f'mmseg_eomt needs {names[0]}, which is not installed: run {command}')
+        for name in names:
+            try:
+                version = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+            # the forks count their versions anew
+            if not name.startswith('onedl-') and not Version(first) <= Version(version) < Version(too_new):
+                raise ImportError(
+                    f'mmseg_eomt needs {name} from {first} to below {too_new}, but {version} is installed: run {command}'
+                )
+
+
+class _MissingOps(types.ModuleType):
+    """Stands where mmcv's compiled ops would be; using one says what to install."""
+
+    def __getattr__(self, name: str):
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing_op(*_, **__):
+            raise RuntimeError(
+                f'{name} is a compiled op of mmcv, and mmcv-lite has none. EoMT needs none either; for a model that does, '
+                f'replace it: pip uninstall mmcv-lite; pip install mmcv==2.1.0'
+            )
+
+        return missing_op
+
+
+def _place_ext_placeholder() -> None:
+    """Let ``import mmseg.models`` pass without compiled ops.
+
+    mmsegmentation 1.2.2 imports ``mmcv.ops`` at load, and that looks each op up in ``mmcv._ext``, which mmcv-lite lacks.
+    Goes when mmsegmentation imports ops where it uses them. With full mmcv nothing is done.
+    """
+    name = 'mmcv._ext'
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return
+    module = _MissingOps(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # mmengine asks for it
+    sys.modules[name] = module
+
+
+def _allow_mmengine_globals() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read mmengine's own checkpoints.
+
+    They hold the log history: ``HistoryBuffer``, which pickles its statistics as ``getattr(HistoryBuffer, name)``, and NumPy
+    arrays. Only these are allowed; ``getattr`` is served for ``HistoryBuffer`` alone. Goes when mmengine stores plain values.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    def history_buffer_getattr(owner: type, name: str):
+        if owner is not HistoryBuffer:
+            raise TypeError(f'A checkpoint asks for {name!r} of {owner!r}: refused, only weights and log history are read.')
+        return getattr(owner, name)
+
+    core = np._core if hasattr(np, '_core') else np.core
+    dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (history_buffer_getattr, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            # pickled under the one name by NumPy 1 and under the other by NumPy 2
+            *((core.multiarray._reconstruct, f'numpy.{name}.multiarray._reconstruct') for name in ('core', '_core')),
+            *((core.multiarray.scalar, f'numpy.{name}.multiarray.scalar') for name in ('core', '_core')),
+        ]
+    )
+
+
+def _load_urls_safely() -> None:
+    """Read downloaded checkpoints with ``weights_only=True`` too.
+
+    mmengine downloads through ``torch.hub.load_state_dict_from_url``, whose default executes what a pickle asks for. Goes
+    when that default changes.
+    """
+    import torch
+    from mmengine.dist import barrier, get_local_rank
+    from mmengine.runner import CheckpointLoader
+
+    @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+    def load_from_http(filename: str, map_location=None, model_dir: str | None = None):
+        """Download once a machine, keep in torch's cache, and read only weights."""
+
+        def load():
+            return torch.hub.load_state_dict_from_url(
+                filename, model_dir, map_location, progress=os.isatty(2), weights_only=True
+            )
+
+        if get_local_rank() == 0:
+            checkpoint = load()
+        barrier()
+        return checkpoint if get_local_rank() == 0 else load()

@@ -1,0 +1,258 @@
+"""The decode head: the ViT's last blocks, run together with learnable queries."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from mmseg.utils import ConfigType, SampleList
+from torch import Tensor, nn
+
+from mmseg_eomt.adapters.guard import refuse_adapter_weights
+from mmseg_eomt.models.arch import get_arch
+from mmseg_eomt.models.layers import init_vit_linears
+from mmseg_eomt.models.losses import MaskClassificationLoss
+from mmseg_eomt.models.mask_module import mask_head, mask_logits, upscale
+from mmseg_eomt.models.targets import SemanticTargets
+from mmseg_eomt.weights.loading import is_pretrained, load_vit_weights
+
+Features = Sequence[Tensor | Sequence[Tensor]]
+
+
+@MODELS.register_module()
+class EoMTHead(BaseModule):
+    """Joint blocks on ``[queries | prefix tokens | patches]``, with a class and a mask predicted from each query.
+
+    In training, a prediction is made before each joint block and after the last, and all are supervised; a block's queries
+    attend only to the patches inside their predicted mask, with a probability that
+    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks and only the
+    last prediction is made.
+
+    Args:
+        num_classes: K, without "no object".
+        arch: As the backbone's: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` or a dict. Default: ``'large'``.
+        in_channels: Channels of the backbone's map; where they differ from the width of ``arch``, a 1×1 convolution brings
+            them to it. Default: the width of ``arch``.
+        in_index: Which of the backbone's outputs to use. Default: -1.
+        num_joint_blocks: Joint blocks J. Default: 4.
+        num_queries: Queries Q. Default: 100.
+        patch_size: Pixels of the image for one place of the map: the backbone's patch size or stride. Default: 16.
+        num_points: Points at which a mask is compared in matching and losses. Default: 12,544.
+        oversample_ratio: Candidates drawn for each point of the mask losses. Default: 3.0.
+        importance_sample_ratio: Share of points taken where the prediction is least certain. Default: 0.75.
+        class_weight: Weight of the class loss and cost. Default: 2.0.
+        mask_weight: Weight of the mask cross entropy and cost. Default: 5.0.
+        dice_weight: Weight of the dice loss and cost. Default: 5.0.
+        no_object_weight: Weight of "no object" in the class loss. Default: 0.1.
+        ignore_index: Label id that is not trained on. Default: 255.
+        align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads the last blocks and the final norm from the file that the
+            backbone reads. None starts from random weights. Default: None.
+
+    Raises:
+        ValueError: If a size or the weights do not fit; the message says what was given and expected.
+
+    Source: EoMT (Kerssies et al., CVPR 2025), section 3; public implementation ``models/eomt.py``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        arch: str | dict = 'large',
+        in_channels: int | None = None,
+        in_index: int = -1,
+        num_joint_blocks: int = 4,
+        num_queries: int = 100,
+        patch_size: int = 16,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = get_arch(arch)
+        if not 1 <= num_joint_blocks <= self.arch.num_layers:
+            raise ValueError(
+                f'num_joint_blocks must be from 1 to {self.arch.num_layers}, got {num_joint_blocks}: '
+                f'without joint blocks the queries never see the image.'
+            )
+        if num_classes < 1 or num_queries < 1:
+            raise ValueError(f'num_classes and num_queries must be at least 1, got {num_classes} and {num_queries}.')
+        dims = self.arch.embed_dims
+        self.num_classes = self.out_channels = num_classes
+        self.in_index = in_index
+        self.num_queries = num_queries
+        self.num_joint_blocks = num_joint_blocks
+        self.patch_size = patch_size
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+
+        in_channels = in_channels or dims
+        self.input_projection = nn.Identity() if in_channels == dims else nn.Conv2d(in_channels, dims, 1)
+        self.blocks = nn.ModuleList(self.arch.build_block() for _ in range(num_joint_blocks))
+        init_vit_linears(self.blocks)
+        self.norm = nn.LayerNorm(dims, eps=1e-6)
+        self.query_embed = nn.Embedding(num_queries, dims)
+        self.class_head = nn.Linear(dims, num_classes + 1)
+        self.mask_head = mask_head(dims)
+        self.upscale = upscale(dims, patch_size)
+        self.criterion = MaskClassificationLoss(
+            num_classes,
+            num_points,
+            oversample_ratio,
+            importance_sample_ratio,
+            class_weight,
+            mask_weight,
+            dice_weight,
+            no_object_weight,
+        )
+        self.register_buffer('attn_mask_probs', torch.ones(num_joint_blocks))
+        self.register_load_state_dict_post_hook(EoMTHead._read_mask_probs)
+        self._read_mask_probs()
+        refuse_adapter_weights(self)
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s last blocks and final norm, if it names any; the other parts keep their random weights."""
+        if is_pretrained(self.init_cfg):
+            first_block = self.arch.num_layers - self.num_joint_blocks
+            load_vit_weights(self, self.init_cfg['checkpoint'], self.arch, first_block)
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def set_mask_probs(self, probs: Sequence[float]) -> None:
+        """Set the probability with which each joint block masks a query's attention in training.
+
+        Args:
+            probs: One number from 0 (never) to 1 (always) for each joint block, first to last.
+
+        Raises:
+            ValueError: If there are more or fewer than joint blocks.
+        """
+        if len(probs) != self.num_joint_blocks:
+            raise ValueError(f'{self.num_joint_blocks} joint blocks need as many mask probabilities, got {len(probs)}.')
+        self.mask_probs = tuple(float(prob) for prob in probs)
+        self.attn_mask_probs.copy_(torch.tensor(self.mask_probs))
+
+    def _read_mask_probs(self, *_) -> None:
+        # plain numbers beside the buffer, so that a training step does not wait for the device to read them
+        self.mask_probs = tuple(self.attn_mask_probs.tolist())
+
+    def forward(self, feats: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Predict masks and classes.
+
+        Args:
+            feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w) or a pair of a map and prefix tokens
+                (B, P, C).
+
+        Returns:
+            Mask logits (B, Q, s·h, s·w), s = 4 for patch size 16, and class logits (B, Q, K + 1): lists of J + 1 layers in
+            training, of the last one alone in evaluation.
+        """
+        feature, prefix = self._split(feats[self.in_index])
+        grid = feature.shape[-2:]
+        x = feature.flatten(2).transpose(1, 2)
+        queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
+        x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)
+
+        predictions = []
+        for block, prob in zip(self.blocks, self.mask_probs):
+            query_mask = None
+            if self.training:
+                predictions.append(self._predict_layer(x, grid))
+                if prob > 0:
+                    query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
+            x = block(x, query_mask)
+        predictions.append(self._predict_layer(x, grid))
+        masks, classes = zip(*predictions)
+        return list(masks), list(classes)
+
+    def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        if isinstance(feature, Tensor):
+            return self.input_projection(feature), None
+        feature, prefix = feature
+        prefix = prefix[:, None] if prefix.ndim == 2 else prefix
+        if isinstance(self.input_projection, nn.Conv2d):
+            prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)
+        return self.input_projection(feature), prefix
+
+    def _predict_layer(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        x = self.norm(x)
+        queries = x[:, : self.num_queries]
+        patches = x[:, -grid[0] * grid[1] :].unflatten(1, grid)
+        return mask_logits(self.mask_head(queries), self.upscale(patches)), self.class_head(queries)
+
+    @torch.no_grad()
+    def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float) -> Tensor:
+        """True where a query may attend, (B, Q, N): to all queries and prefix tokens, and to patches inside its mask."""
+        inside = F.interpolate(masks, grid, mode='bilinear').flatten(2) > 0
+        inside |= (torch.rand(inside.shape[:2], device=inside.device) >= prob)[..., None]
+        return F.pad(inside, (num_tokens - inside.shape[-1], 0), value=True)
+
+    def loss(self, feats: Features, batch_data_samples: SampleList, train_cfg: ConfigType) -> dict[str, Tensor]:
+        """Losses of a batch, called by the segmentor.
+
+        Args:
+            feats: The backbone's outputs.
+            batch_data_samples: Samples with ``gt_sem_seg`` (1, H, W), all of the input's size.
+            train_cfg: Not used; part of the toolbox's interface.
+
+        Returns:
+            ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same of layer i as ``d{i}.loss_…``.
+
+        Raises:
+            ValueError: If a label map holds an id that is neither a class nor ``ignore_index``.
+        """
+        masks, classes = self(feats)
+        labels = torch.cat([sample.gt_sem_seg.data for sample in batch_data_samples])
+        targets = SemanticTargets.from_label_maps(labels, self.num_classes, self.ignore_index)
+        grid = self._map_size(feats)
+        height, width = self._size_on_grid(labels.shape[-2:], grid)
+        extent = (labels.shape[-1] / width, labels.shape[-2] / height)
+        layers = self.criterion(masks, classes, targets, extent)
+        losses = layers.pop()
+        for i, layer in enumerate(layers):
+            losses.update({f'd{i}.{name}': value for name, value in layer.items()})
+        return losses
+
+    def predict(self, feats: Features, batch_img_metas: list[dict], test_cfg: ConfigType) -> Tensor:
+        """Class scores a pixel, called by the segmentor in ``whole`` and ``slide`` mode.
+
+        A class's score is the sum over queries of mask probability times class probability.
+
+        Args:
+            feats: The backbone's outputs.
+            batch_img_metas: Metas of the images; the input's size is read from them as the toolbox's other heads do.
+            test_cfg: Not used; part of the toolbox's interface.
+
+        Returns:
+            Scores (B, K, H, W).
+        """
+        masks, classes = (layers[-1] for layers in self(feats))
+        meta = batch_img_metas[0]
+        size = meta['img_shape']
+        if not isinstance(size, torch.Size):  # a torch.Size is a sliding window's
+            size = meta.get('pad_shape', size)[:2]
+        padded = self._size_on_grid(size, self._map_size(feats))
+        probabilities = classes.softmax(-1)[..., :-1]
+        scores = []
+        for mask, probability in zip(masks, probabilities):  # one image at a time: Q full-size maps are large
+            mask = F.interpolate(mask[None], padded, mode='bilinear')[0, :, : size[0], : size[1]]
+            scores.append(torch.einsum('qhw,qk->khw', mask.sigmoid(), probability))
+        return torch.stack(scores)
+
+    def _map_size(self, feats: Features) -> tuple[int, int]:
+        feature = feats[self.in_index]
+        return tuple((feature if isinstance(feature, Tensor) else feature[0]).shape[-2:])
+
+    def _size_on_grid(self, size: Sequence[int], grid: tuple[int, int]) -> tuple[int, int]:
+        """Pixels that the map covers: the image padded to whole patches, or its own size for a map of another stride."""
+        padded = tuple(-(-side // self.patch_size) * self.patch_size for side in size)
+        return padded if padded == tuple(side * self.patch_size for side in grid) else tuple(size)

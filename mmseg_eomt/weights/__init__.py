@@ -1,0 +1,1 @@
+"""Reading public checkpoints into the plain ViT."""

@@ -1,0 +1,48 @@
+"""Fitting a ViT's weights to another patch size and grid."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Interpolate a learned position embedding, bicubic with antialiasing as timm's ``resample_abs_pos_embed``.
+
+    Args:
+        pos_embed: (1, h · w, C) for ``old_grid`` = (h, w), without prefix tokens.
+        old_grid: Rows and columns that it was made for.
+        new_grid: Rows and columns wanted.
+
+    Returns:
+        (1, rows · columns, C) in the dtype of ``pos_embed``.
+    """
+    if old_grid == new_grid:
+        return pos_embed
+    maps = pos_embed.float().transpose(1, 2).unflatten(2, old_grid)
+    maps = F.interpolate(maps, new_grid, mode='bicubic', antialias=True)
+    return maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+
+
+def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
+    """Resize a patch embedding so that it gives the same tokens for resized patches.
+
+    The pseudo-inverse of the bicubic resizing is applied to the weights, as timm's ``resample_patch_embed`` does.
+
+    Args:
+        weight: (C, 3, p, p).
+        patch_size: New side in pixels.
+
+    Returns:
+        (C, 3, patch_size, patch_size) in the dtype of ``weight``.
+
+    Source: FlexiViT (Beyer et al., CVPR 2023), section 3.4.
+    """
+    old = weight.shape[-1]
+    if old == patch_size:
+        return weight
+    # column i is the resized image of the i-th basis patch
+    basis = torch.eye(old * old, dtype=torch.float64).view(old * old, 1, old, old)
+    size = (patch_size, patch_size)
+    resize = F.interpolate(basis, size, mode='bicubic', antialias=True).flatten(1).T
+    pinv = torch.linalg.pinv(resize.T)
+    return (weight.double().flatten(2) @ pinv.T).unflatten(2, size).to(weight.dtype)
