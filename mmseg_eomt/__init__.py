@@ -4,7 +4,8 @@ from mmseg_eomt import compat
 
 compat.apply()
 
+from mmseg_eomt.engine import LoRAHook, MaskAnnealingHook  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['EoMTHead', 'EoMTViT', '__version__']
+__all__ = ['EoMTHead', 'EoMTViT', 'LoRAHook', 'MaskAnnealingHook', '__version__']

@@ -34,6 +34,7 @@ def apply() -> None:
     _place_ext_placeholder()
     _allow_mmengine_globals()
     _load_urls_safely()
+    _allow_cpu_processes()
 
 
 def check_packages() -> None:
@@ -138,3 +139,29 @@ def _load_urls_safely() -> None:
             checkpoint = load()
         barrier()
         return checkpoint if get_local_rank() == 0 else load()
+
+
+def _allow_cpu_processes() -> None:
+    """Let several processes train on a machine without a GPU, over gloo.
+
+    mmengine's PyTorch launcher sets the CUDA device first, and hands DDP a device index, whatever the machine has. Goes when
+    mmengine asks for the device. With a GPU nothing is done.
+    """
+    import torch
+    from mmengine.dist import utils as dist_utils
+    from mmengine.model import MMDistributedDataParallel
+
+    if torch.cuda.is_available() or getattr(MMDistributedDataParallel, 'on_cpu', False):
+        return
+
+    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        torch.distributed.init_process_group(backend='gloo', **kwargs)
+
+    wrap = MMDistributedDataParallel.__init__
+
+    def wrap_on_cpu(self, module: torch.nn.Module, *args, device_ids: list | None = None, **kwargs) -> None:
+        wrap(self, module, *args, **kwargs)
+
+    dist_utils._init_dist_pytorch = init_dist_pytorch
+    MMDistributedDataParallel.__init__ = wrap_on_cpu
+    MMDistributedDataParallel.on_cpu = True
