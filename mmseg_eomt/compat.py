@@ -89,7 +89,7 @@ def _allow_mmengine_globals() -> None:
     """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read mmengine's own checkpoints.
 
     They hold the log history: ``HistoryBuffer``, which pickles its statistics as ``getattr(HistoryBuffer, name)``, and NumPy
-    arrays. Only these are allowed; ``getattr`` is served for ``HistoryBuffer`` alone. Goes when mmengine stores plain values.
+    arrays. Only these are allowed, and ``getattr`` for ``HistoryBuffer`` alone. Goes when mmengine stores plain values.
     """
     import numpy as np
     import torch

@@ -18,7 +18,7 @@ def refuse_adapter_weights(module: nn.Module) -> None:
         if given and not any('.lora_' in name for name, _ in module.named_parameters()):
             raise RuntimeError(
                 f'The checkpoint has LoRA adapters ({len(given)} tensors, such as {given[0]}), but the model has none: '
-                f'use the config it was trained with, with LoRAHook in custom_hooks, through tools/test.py or tools/train.py.'
+                f'use the config that it was trained with, LoRAHook in its custom_hooks, in tools/test.py or tools/train.py.'
             )
 
     module._register_load_state_dict_pre_hook(check)

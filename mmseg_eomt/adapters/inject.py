@@ -147,6 +147,6 @@ def _check_adapters(model: nn.Module, state_dict: dict[str, Tensor], prefix: str
     ]
     if differing:
         raise RuntimeError(
-            f'The checkpoint\'s adapters differ from the model\'s in {len(differing)} tensors: set r and target_modules as '
+            f"The checkpoint's adapters differ from the model's in {len(differing)} tensors: set r and target_modules as "
             f'they were in training. {"; ".join(differing[:4])}{"; …" if len(differing) > 4 else ""}'
         )

@@ -1,5 +1,6 @@
 """The schedule of EoMT's masked attention."""
 
+import itertools
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
@@ -57,7 +58,7 @@ class MaskAnnealingHook(Hook):
         if self.start_iters is None:
             edges = [int(runner.max_iters * i / (num_blocks + 2)) for i in range(1, num_blocks + 2)]
             # a run shorter than its joint blocks has no room for a descent: one iteration each
-            self._spans = [(start, max(end, start + 1)) for start, end in zip(edges, edges[1:])]
+            self._spans = [(start, max(end, start + 1)) for start, end in itertools.pairwise(edges)]
         else:
             if len(self.start_iters) != num_blocks:
                 raise ValueError(f'{num_blocks} joint blocks need as many start_iters, got {len(self.start_iters)}.')

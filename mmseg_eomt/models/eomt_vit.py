@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.guard import refuse_adapter_weights
 from mmseg_eomt.models.arch import get_arch
-from mmseg_eomt.models.layers import Block, PatchEmbed, init_vit_linears
+from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
 from mmseg_eomt.weights.loading import is_pretrained, load_vit_weights
 from mmseg_eomt.weights.resize import resize_pos_embed
 
@@ -21,7 +21,7 @@ class EoMTViT(BaseModule):
     ``num_joint_blocks=0`` it is a whole ViT, final norm included, under any head of the toolbox.
 
     Args:
-        arch: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` or a dict of sizes (:class:`~mmseg_eomt.models.arch.ViTArch`).
+        arch: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` or a dict of sizes (:class:`.arch.ViTArch`).
         img_size: Side of the training images in pixels, or (height, width). It sets the grid of the position embedding;
             any other size is interpolated to at run time. Default: 640.
         patch_size: Side of a patch in pixels. Default: 16.

@@ -1,0 +1,31 @@
+# make demo: train, adapt and evaluate a small model on made data.   make test: run the test suite.
+# Both make their environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MMCV ?= mmcv-lite==2.1.0
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: demo test env lint clean
+
+demo: env
+	$(VENV)/bin/python tools/demo.py
+
+test: env
+	$(VENV)/bin/python -m pytest
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+env: $(VENV)/ready
+
+$(VENV)/ready: setup.py pyproject.toml
+	@echo "Making the environment in $(VENV): $(TORCH), $(MMCV), the toolbox, PEFT and the test tools"
+	$(PYTHON) -m venv $(VENV) || { echo "No environment: on Debian run 'apt install python3-venv', elsewhere give PYTHON=…" >&2; exit 1; }
+	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet "$(MMCV)" --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) work_dirs data/street_scenes

@@ -1,0 +1,35 @@
+"""Package metadata."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name='mmseg-eomt',
+    version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmseg_eomt' / '__init__.py').read_text()).group(1),
+    description='EoMT (Encoder-only Mask Transformer) with LoRA for MMSegmentation',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=['mmseg_eomt', 'mmseg_eomt.*']),
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.4',
+        'mmengine==0.10.7',
+        'mmsegmentation==1.2.2',
+        'peft>=0.14',
+        'scipy',
+        'ftfy',  # mmsegmentation imports these two and does not ask for them
+        'regex',
+        'packaging',
+        'setuptools<80.9',  # mmengine uses pkg_resources to find configs named mmseg::…; later versions warn or lack it
+    ],
+    extras_require={
+        'lite': ['mmcv-lite==2.1.0'],  # not with full mmcv: both are the package mmcv
+        'test': ['pytest', 'ruff'],
+    },
+)

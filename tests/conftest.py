@@ -1,0 +1,134 @@
+"""Made data, a small model's config and the tools as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import mmseg_eomt  # noqa: F401  registers models and hooks
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / 'tests' / 'data'
+SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+def reference(name: str) -> dict:
+    """A file of tests/data."""
+    return torch.load(DATA / name, weights_only=True)
+
+
+def relative_error(given: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    return float((given - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def run_tool(*args: object, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """Run a command at the top of the repository as a user would; its output is in ``stdout``."""
+    command = [str(arg) for arg in args]
+    if command[0].endswith('.py'):
+        command.insert(0, sys.executable)
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, 'PATH': path, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=540,
+    )
+    if check and done.returncode:
+        pytest.fail(f'{" ".join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}')
+    return done
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handful of synthetic scenes, 64×128, in the Cityscapes layout."""
+    out = tmp_path_factory.mktemp('scenes')
+    run_tool('tools/make_street_scenes.py', out, '--train', 4, '--val', 2, '--height', 64, '--width', 128)
+    return out
+
+
+def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
+    """Settings that make the tiny Cityscapes configs small enough for a test."""
+    scale, crop = (128, 64), (64, 64)
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations'),
+        dict(type='RandomCrop', crop_size=crop),
+        dict(type='PackSegInputs'),
+    ]
+    test_pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=scale, keep_ratio=True),
+        dict(type='LoadAnnotations'),
+        dict(type='PackSegInputs'),
+    ]
+    head = dict(num_queries=12, num_points=128, arch=SMALL_ARCH)
+    options = {
+        'work_dir': str(work_dir),
+        'randomness': dict(seed=0),
+        'model.backbone.arch': dict(_delete_=True, **SMALL_ARCH),
+        'model.backbone.img_size': crop,
+        'model.data_preprocessor.size': crop,
+        'model.test_cfg.crop_size': crop,
+        'model.test_cfg.stride': crop,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.pipeline': pipeline,
+        'train_dataloader.dataset.data_root': str(scenes),
+        'train_cfg.max_iters': max_iters,
+        'train_cfg.val_interval': max_iters,
+        'default_hooks.checkpoint.interval': max_iters,
+        'default_hooks.checkpoint.save_best': None,
+        'default_hooks.logger.interval': 1,
+    }
+    options.update({f'model.decode_head.{key}': value for key, value in head.items()})
+    options['model.decode_head.arch'] = dict(_delete_=True, **SMALL_ARCH)
+    for split in ('val', 'test'):
+        options[f'{split}_dataloader.num_workers'] = 0
+        options[f'{split}_dataloader.persistent_workers'] = False
+        options[f'{split}_dataloader.dataset.data_root'] = str(scenes)
+        options[f'{split}_dataloader.dataset.pipeline'] = test_pipeline
+    return options
+
+
+@pytest.fixture
+def small_config(scenes: Path, tmp_path: Path):
+    """Make a config of a few iterations: ``small_config(lora=True, max_iters=3, name='run', **changes)``."""
+
+    def make(lora: bool = False, max_iters: int = 3, name: str = 'run', **changes) -> Config:
+        file = 'eomt_lora_tiny_cityscapes.py' if lora else 'eomt_tiny_cityscapes.py'
+        config = Config.fromfile(ROOT / 'configs' / file)
+        config.merge_from_dict(small_options(scenes, tmp_path / name, max_iters))
+        spans = dict(start_iters=[0, max_iters], end_iters=[max_iters, 2 * max_iters])
+        for hook in config.custom_hooks:
+            if hook['type'] == 'MaskAnnealingHook':
+                hook.update(spans)
+        config.merge_from_dict(changes)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def config_file(tmp_path: Path):
+    """Write a config to a file, for the tools."""
+
+    def write(config: Config) -> Path:
+        path = tmp_path / f'{Path(config.work_dir).name}.py'
+        config.dump(path)
+        return path
+
+    return write

@@ -1,0 +1,154 @@
+"""LoRA through a real Runner: what changes, what is saved, and what evaluation sees."""
+
+import pytest
+import torch
+from conftest import run_tool
+from mmengine.runner import Runner, load_checkpoint
+
+from mmseg_eomt.adapters.inject import adapter_names
+
+NEW_PARTS = ('decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale')
+
+
+@pytest.fixture
+def base_checkpoint(small_config) -> str:
+    """A plain model, trained for one iteration."""
+    runner = Runner.from_cfg(small_config(max_iters=1, name='base'))
+    runner.train()
+    return f'{runner.work_dir}/iter_1.pth'
+
+
+def score_maps(runner: Runner) -> list[torch.Tensor]:
+    """Class scores of the validation scenes."""
+    loader = runner.val_dataloader if runner._val_loop else runner.test_dataloader
+    runner.model.eval()
+    with torch.no_grad():
+        return [sample.seg_logits.data for batch in loader for sample in runner.model.val_step(batch)]
+
+
+def test_only_adapters_and_the_heads_new_parts_change_bit_for_bit(small_config, base_checkpoint):
+    base = torch.load(base_checkpoint, weights_only=True)['state_dict']
+    runner = Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint))
+    runner.train()
+
+    changed, kept = set(), set()
+    for name, parameter in runner.model.named_parameters():
+        if '.lora_' in name:
+            continue
+        equal = torch.equal(parameter, base[name.replace('.base_layer', '')])
+        (kept if equal else changed).add(name)
+    assert changed == {name for name, _ in runner.model.named_parameters() if name.startswith(NEW_PARTS)}
+    assert len(kept) > 50
+    adapters = [runner.model.get_parameter(name) for name in adapter_names(runner.model)]
+    assert len(adapters) == 2 * 2 * 4  # A and B of qkv and proj of four blocks
+    assert all(parameter.abs().max() > 0 for parameter in adapters)  # B starts at 0
+
+
+def test_the_optimizer_and_scheduler_hold_the_adapted_tree_at_the_right_rate(small_config, base_checkpoint):
+    runner = Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint))
+    runner.train()
+
+    held = {id(p) for group in runner.optim_wrapper.param_groups for p in group['params'] if p.requires_grad}
+    assert held == {id(p) for p in runner.model.parameters() if p.requires_grad}
+    assert all(scheduler.optimizer is runner.optim_wrapper for scheduler in runner.param_schedulers)
+    rates = runner.message_hub.get_scalar('train/lr').data[0]
+    plain = Runner.from_cfg(small_config(name='plain'))
+    plain.train()
+    assert list(rates) == list(plain.message_hub.get_scalar('train/lr').data[0])
+
+
+def test_evaluating_the_checkpoint_gives_the_predictions_of_the_end_of_training(small_config, base_checkpoint, config_file):
+    config = small_config(lora=True, load_from=base_checkpoint)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    expected = score_maps(runner)
+    checkpoint = f'{runner.work_dir}/iter_3.pth'
+
+    tester = Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='test'))
+    tester.test()
+    for given, wanted in zip(score_maps(tester), expected):
+        assert torch.equal(given, wanted)
+
+    out = f'{runner.work_dir}/predictions'
+    run_tool('tools/test.py', config_file(config), checkpoint, '--out', out, '--work-dir', f'{runner.work_dir}/test')
+    import cv2
+
+    names = sorted(sample.img_path for batch in runner.val_dataloader for sample in batch['data_samples'])
+    for name, scores in zip(names, expected):
+        saved = cv2.imread(f'{out}/{name.rsplit("/", 1)[1]}', cv2.IMREAD_GRAYSCALE)
+        assert torch.equal(torch.from_numpy(saved), scores.argmax(0).byte())
+
+
+def test_a_resumed_run_goes_on_with_adapters_and_optimizer(small_config, base_checkpoint):
+    changes = {'lora': True, 'load_from': base_checkpoint, 'param_scheduler': None}
+    config = small_config(**changes, max_iters=2, name='run')
+    stopped = Runner.from_cfg(config)
+    stopped.train()
+    before = {name: stopped.model.get_parameter(name).clone() for name in adapter_names(stopped.model)}
+
+    config = small_config(**{**changes, 'load_from': None, 'resume': True}, max_iters=4, name='run')
+    resumed = Runner.from_cfg(config)
+    loaded = {}
+    load = resumed.load_or_resume
+
+    def load_and_look() -> None:
+        load()
+        loaded.update({name: resumed.model.get_parameter(name).clone() for name in adapter_names(resumed.model)})
+
+    resumed.load_or_resume = load_and_look
+    resumed.train()
+
+    assert resumed.iter == 4
+    assert loaded.keys() == before.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in before.items())
+    steps = {int(state['step']) for state in resumed.optim_wrapper.optimizer.state_dict()['state'].values()}
+    assert steps == {4}
+
+
+def test_the_summary_is_printed_and_weights_are_initialised_once(small_config, capfd):
+    runner = Runner.from_cfg(small_config(lora=True))
+    runner.train()
+    log = ''.join(capfd.readouterr())
+    assert 'of all parameters train' in log
+    assert 'layers a target matched: proj 4, q_proj 0, qkv 4, v_proj 0' in log
+    assert 'more than once' not in log
+    assert 'init_weights' not in vars(runner.model)
+
+
+def test_training_and_then_testing_in_one_runner_adapts_once(small_config):
+    runner = Runner.from_cfg(small_config(lora=True))
+    runner.train()
+    names = adapter_names(runner.model)
+    runner.test()
+    assert adapter_names(runner.model) == names
+
+
+def test_pretrained_weights_come_first_and_the_head_keeps_its_new_parts(small_config, tmp_path):
+    from conftest import reference
+
+    release = tmp_path / 'dinov2_pretrain.pth'
+    torch.save(reference('dinov2_release_to_16.pt')['release_state_dict'], release)
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=str(release))
+    arch = dict(_delete_=True, embed_dims=48, num_layers=2, num_heads=3)
+    changes = {
+        f'model.{part}.{key}': value
+        for part in ('backbone', 'decode_head')
+        for key, value in dict(arch=arch, num_joint_blocks=1, init_cfg=init_cfg).items()
+    }
+    config = small_config(lora=True, **changes)
+    runner = Runner.from_cfg(config)
+    runner.train()
+
+    weights = torch.load(release, weights_only=True)
+    for part, i in ((runner.model.backbone, 0), (runner.model.decode_head, 1)):
+        layer = part.blocks[0].attn.qkv
+        assert torch.equal(layer.base_layer.weight, weights[f'blocks.{i}.attn.qkv.weight'])
+        assert layer.lora_B['default'].weight.abs().max() > 0
+
+
+def test_a_lora_checkpoint_in_a_config_without_the_hook_is_refused(small_config):
+    runner = Runner.from_cfg(small_config(lora=True))
+    runner.train()
+    plain = Runner.from_cfg(small_config(name='plain'))
+    with pytest.raises(RuntimeError, match='has LoRA adapters'):
+        load_checkpoint(plain.model, f'{runner.work_dir}/iter_3.pth')

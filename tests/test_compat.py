@@ -1,0 +1,113 @@
+"""The repairs of mmseg_eomt.compat, on real files, a real server and fresh processes."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from mmseg_eomt import compat
+
+
+class Attack:
+    """Runs code when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+class GetattrAttack:
+    """Uses the allowed getattr on something else than HistoryBuffer."""
+
+    def __reduce__(self):
+        return (getattr, (np.ndarray, 'tofile'))
+
+
+def fresh_python(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_compiled_op_that_is_not_there_says_what_to_install():
+    from mmcv.ops import nms
+
+    with pytest.raises(RuntimeError, match=r'is a compiled op of mmcv.*pip install mmcv'):
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+
+
+def test_full_mmcv_keeps_its_own_ops(tmp_path):
+    (tmp_path / '_ext.py').write_text('def __getattr__(name): return "compiled"')
+    code = (
+        f'import mmcv; mmcv.__path__.append({str(tmp_path)!r}); import mmseg_eomt, sys\n'
+        'import mmcv._ext; print(mmcv._ext.nms, mmcv._ext.__file__)'
+    )
+    done = fresh_python(code)
+    assert done.stdout.split() == ['compiled', str(tmp_path / '_ext.py')], done.stderr
+
+
+@pytest.mark.parametrize('module', ['mmseg', 'mmcv', 'mmengine', 'scipy', 'ftfy'])
+def test_a_missing_package_is_one_sentence_with_the_command(module):
+    code = f"""
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == {module!r} else find(name, *a)
+import mmseg_eomt
+"""
+    done = fresh_python(code)
+    assert done.returncode == 1
+    assert 'is not installed: run pip install "' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('version', ['1.0.0', '9.9'])
+def test_a_version_that_does_not_fit_is_one_sentence_with_the_command(monkeypatch, version):
+    found = metadata.version
+    monkeypatch.setattr(metadata, 'version', lambda name: version if name == 'mmsegmentation' else found(name))
+    with pytest.raises(ImportError, match=rf'from 1.2.2 to below 2, but {version} is installed: run pip install'):
+        compat.check_packages()
+
+
+def test_mmengines_log_history_loads_with_weights_only(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(dict(history=buffer, scalar=np.float64(0.5), state_dict=dict(w=torch.ones(2))), tmp_path / 'a.pth')
+
+    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
+
+    assert checkpoint['history'].mean() == 1.5
+    assert checkpoint['scalar'] == 0.5
+
+
+@pytest.mark.parametrize('source', ['file', 'url'])
+def test_a_file_that_would_execute_code_is_refused(tmp_path, monkeypatch, source):
+    (tmp_path / 'cache').mkdir()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    torch.save(dict(a=Attack(tmp_path / 'executed')), tmp_path / 'attack.pth')
+    torch.save(dict(w=torch.ones(2)), tmp_path / 'weights.pth')
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f'http://127.0.0.1:{server.server_port}' if source == 'url' else str(tmp_path)
+        assert torch.equal(CheckpointLoader.load_checkpoint(f'{where}/weights.pth')['w'], torch.ones(2))
+        with pytest.raises(Exception, match=r'[Ww]eights.only'):
+            CheckpointLoader.load_checkpoint(f'{where}/attack.pth')
+        server.shutdown()
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_getattr_is_served_for_the_log_history_alone(tmp_path):
+    torch.save(dict(a=GetattrAttack()), tmp_path / 'attack.pth')
+    with pytest.raises(Exception, match=r'only weights and log history are read'):
+        torch.load(tmp_path / 'attack.pth', weights_only=True)

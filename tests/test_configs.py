@@ -1,0 +1,51 @@
+"""Every config builds what it says."""
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmseg.registry import HOOKS, MODELS
+from mmseg.utils import register_all_modules
+
+from mmseg_eomt.adapters.inject import match_targets
+
+CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_model_and_hooks_build(name):
+    register_all_modules()
+    config = Config.fromfile(ROOT / 'configs' / name)
+    with torch.device('meta'), pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmseg_eomt.models.eomt_head.EoMTHead._read_mask_probs', lambda *_: None)  # no values on meta
+        model = MODELS.build(config.model)
+    hooks = {hook['type']: HOOKS.build(hook) for hook in config.custom_hooks}
+
+    assert ('LoRAHook' in hooks) == ('lora' in name)
+    assert tuple(model.data_preprocessor.size) == tuple(config.crop_size)
+    assert model.decode_head.num_joint_blocks == model.backbone.num_joint_blocks
+    if 'MaskAnnealingHook' in hooks:
+        spans = hooks['MaskAnnealingHook'].start_iters or model.decode_head.blocks
+        assert len(spans) == model.decode_head.num_joint_blocks
+    else:
+        assert 'no MaskAnnealingHook' in (ROOT / 'configs' / name).read_text()
+    if 'LoRAHook' in hooks:
+        matches = match_targets(model, hooks['LoRAHook'].config)
+        assert len(matches['qkv']) == len(matches['proj']) == model.backbone.arch.num_layers
+
+
+def test_the_cityscapes_recipes_have_the_stated_numbers():
+    lora, full, large = (
+        Config.fromfile(ROOT / 'configs' / f'eomt_{name}.py')
+        for name in ('lora_cityscapes', 'cityscapes', 'lora_cityscapes_1024')
+    )
+    for config in (lora, full, large):
+        assert config.model.backbone.arch == config.model.decode_head.arch == 'large'
+        assert config.model.decode_head.num_classes == 19
+        assert config.optim_wrapper.optimizer.lr == 1e-4
+        assert config.train_dataloader.batch_size == 4
+        assert config.train_cfg.max_iters == 50 * -(-2975 // 4)
+        assert config.model.backbone.init_cfg.checkpoint.endswith('dinov2_vitl14_reg4_pretrain.pth')
+    assert lora.model == full.model
+    assert tuple(large.model.backbone.img_size) == (1024, 1024)
+    assert tuple(large.train_dataloader.dataset.pipeline[3].crop_size) == (1024, 1024)

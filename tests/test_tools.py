@@ -1,0 +1,104 @@
+"""The commands, as a user runs them: real processes, real files."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import cv2
+import mmseg
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+
+STOCK_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
+
+
+def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
+    return torch.load(work_dir / f'iter_{iteration}.pth', weights_only=True)['state_dict']
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob('*.png'))}
+
+
+def test_train_and_test_run_the_installed_toolboxs_scripts(small_config, config_file):
+    config = small_config(lora=True, max_iters=2)
+    file = config_file(config)
+
+    log = run_tool('tools/train.py', file).stdout
+    assert 'of all parameters train' in log
+    assert 'Iter(train) [2/2]' in log
+
+    trained_miou = re.findall(r'mIoU: ([\d.]+)', log)[-1]
+    log = run_tool('tools/test.py', file, Path(config.work_dir) / 'iter_2.pth').stdout
+    assert re.findall(r'mIoU: ([\d.]+)', log)[-1] == trained_miou
+
+
+def test_the_stock_script_trains_our_config_with_nothing_of_ours_but_the_config(small_config, config_file, tmp_path):
+    config = small_config(lora=True, max_iters=2)
+    file = config_file(config)
+    done = run_tool(STOCK_TRAIN, file, PYTHONPATH=str(ROOT))
+    assert 'of all parameters train' in done.stdout
+    assert any('.lora_' in name for name in weights(Path(config.work_dir), 2))
+
+
+@pytest.mark.parametrize('lora', [False, True], ids=['full', 'lora'])
+def test_two_processes_end_with_identical_parameters(small_config, config_file, tmp_path, lora):
+    """Each process writes its own parameters at the end; the data, and so the gradients, differ between them."""
+    config = small_config(lora=lora, max_iters=3)
+    config.custom_imports['imports'].append('save_each_rank')
+    config.custom_hooks.append(dict(type='SaveEachRank', out=str(tmp_path)))
+    extra = [str(ROOT), str(ROOT / 'tests')]
+
+    log = run_tool('tools/dist_train.sh', config_file(config), 2, PORT='29541', PYTHONPATH=':'.join(extra)).stdout
+
+    assert 'Iter(train) [3/3]' in log
+    first, second = (torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True) for rank in (0, 1))
+    assert first['parameters'].keys() == second['parameters'].keys()
+    assert all(torch.equal(value, second['parameters'][name]) for name, value in first['parameters'].items())
+    assert first['images'] != second['images']
+    saved = weights(Path(config.work_dir), 3)
+    assert all(torch.equal(value, saved[name]) for name, value in first['parameters'].items())
+    if lora:
+        assert any('.lora_B' in name and value.abs().max() > 0 for name, value in first['parameters'].items())
+
+
+def test_dist_test_evaluates_as_one_process_does(small_config, config_file):
+    config = small_config(max_iters=1)
+    file = config_file(config)
+    run_tool('tools/train.py', file)
+    checkpoint = Path(config.work_dir) / 'iter_1.pth'
+    one, two = (
+        re.findall(r'mIoU: ([\d.]+)', run_tool(*command, PORT='29542').stdout)[-1]
+        for command in (('tools/test.py', file, checkpoint), ('tools/dist_test.sh', file, checkpoint, 2))
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize('script', ['tools/dist_train.sh', 'tools/dist_test.sh'])
+def test_the_launchers_say_how_they_are_called(script):
+    done = run_tool(script, check=False)
+    assert done.returncode == 2
+    assert f'{script} CONFIG' in done.stdout
+    assert 'MASTER_ADDR' in done.stdout
+
+
+def test_the_data_maker_writes_the_same_files_for_the_same_seed(tmp_path):
+    sizes = ('--train', 2, '--val', 1, '--height', 64, '--width', 128)
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+        run_tool('tools/make_street_scenes.py', tmp_path / name, *sizes, '--seed', seed)
+    assert digest(tmp_path / 'a') == digest(tmp_path / 'b')
+    assert not set(digest(tmp_path / 'a').values()) & set(digest(tmp_path / 'c').values())
+    assert len(digest(tmp_path / 'a')) == 2 * 2 * (2 + 1)
+
+
+def test_the_scenes_hold_several_classes_ignored_pixels_and_two_looks(scenes):
+    labels = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in sorted(scenes.glob('gtFine/train/*/*_labelTrainIds.png'))]
+    ids = set(np.unique(np.stack(labels)).tolist())
+    assert {0, 1, 2, 10, 13, 255} <= ids <= {*range(19), 255}
+    brightness = {
+        look: np.mean([cv2.imread(str(p)).mean() for p in scenes.glob(f'leftImg8bit/train/{look}/*.png')])
+        for look in ('day', 'dusk')
+    }
+    assert brightness['dusk'] < 0.6 * brightness['day']

@@ -1,0 +1,106 @@
+"""DINOv2 release files: adapted as timm does, never half loaded."""
+
+import pytest
+import torch
+from conftest import reference
+
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
+
+ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
+
+
+@pytest.fixture(scope='module')
+def data() -> dict:
+    return reference('dinov2_release_to_16.pt')
+
+
+@pytest.fixture
+def release(data, tmp_path):
+    """Write a release file, some of its entries changed (None: left out), and return the init_cfg that names it."""
+
+    def write(**changes) -> dict:
+        state_dict = {**data['release_state_dict'], **changes}
+        path = tmp_path / 'dinov2_pretrain.pth'
+        torch.save({name: value for name, value in state_dict.items() if value is not None}, path)
+        return dict(type='Pretrained', checkpoint=str(path))
+
+    return write
+
+
+def test_patch_size_grid_and_names_are_adapted_as_timm_does(data, release):
+    model = EoMTViT(ARCH, data['config']['img_size'], num_joint_blocks=0, init_cfg=release())
+    model.init_weights()
+
+    own = model.state_dict()
+    assert set(own) == set(data['timm_state_dict'])
+    for name, value in data['timm_state_dict'].items():
+        assert (own[name] - value).abs().max() < 1e-5, name
+    tokens = model(data['image'])[0].flatten(2).transpose(1, 2)
+    assert (tokens - data['tokens_after_norm'][:, 5:]).abs().max() < 1e-5
+
+
+def test_backbone_and_head_take_their_blocks_from_one_file(data, release):
+    init_cfg = release()
+    backbone = EoMTViT(ARCH, (64, 96), num_joint_blocks=1, init_cfg=init_cfg)
+    head = EoMTHead(19, ARCH, num_joint_blocks=1, init_cfg=init_cfg)
+    queries = head.query_embed.weight.clone()
+    for module in (backbone, head):
+        module.init_weights()
+
+    weights = data['release_state_dict']
+    assert torch.equal(backbone.blocks[0].attn.qkv.weight, weights['blocks.0.attn.qkv.weight'])
+    assert torch.equal(head.blocks[0].attn.qkv.weight, weights['blocks.1.attn.qkv.weight'])
+    assert torch.equal(head.norm.weight, weights['norm.weight'])
+    assert torch.equal(head.query_embed.weight, queries)
+
+
+def test_a_release_without_registers_loads(release):
+    model = EoMTViT(ARCH, 64, num_register_tokens=0, num_joint_blocks=0, init_cfg=release(register_tokens=None))
+    model.init_weights()
+    assert model(torch.randn(1, 3, 64, 64))[0].shape == (1, 48, 4, 4)
+
+
+def test_gated_mlps_are_renamed(data, release):
+    changes = {}
+    for i in range(2):
+        changes.update({f'blocks.{i}.mlp.{layer}.{kind}': None for layer in ('fc1', 'fc2') for kind in ('weight', 'bias')})
+        changes[f'blocks.{i}.mlp.w12.weight'], changes[f'blocks.{i}.mlp.w12.bias'] = torch.randn(64, 48), torch.randn(64)
+        changes[f'blocks.{i}.mlp.w3.weight'], changes[f'blocks.{i}.mlp.w3.bias'] = torch.randn(48, 32), torch.randn(48)
+    arch = dict(**ARCH, mlp='swiglu', mlp_hidden_dims=32)
+    model = EoMTViT(arch, 64, num_joint_blocks=0, init_cfg=release(**changes))
+    model.init_weights()
+
+    block, x = model.blocks[1].mlp, torch.randn(3, 48)
+    gate, value = (x @ changes['blocks.1.mlp.w12.weight'].T + changes['blocks.1.mlp.w12.bias']).chunk(2, -1)
+    hidden = torch.nn.functional.silu(gate) * value
+    expected = hidden @ changes['blocks.1.mlp.w3.weight'].T + changes['blocks.1.mlp.w3.bias']
+    assert torch.allclose(block(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'arch', 'message'),
+    [
+        ({}, dict(ARCH, num_layers=3), 'num_layers=2, but arch asks for 3'),
+        ({}, dict(ARCH, embed_dims=96), 'embed_dims=48, but arch asks for 96'),
+        ({}, dict(ARCH, mlp='swiglu'), 'mlp=gelu, but arch asks for swiglu'),
+        (dict(register_tokens=None), ARCH, '0 register tokens, but num_register_tokens is 4'),
+        (dict(pos_embed=None), ARCH, 'not a DINOv2 release file'),
+        ({'blocks.1.norm1.bias': None}, ARCH, r"does not fit EoMTViT.*'blocks.1.norm1.bias'"),
+        ({'blocks.1.attn.q_bias': torch.zeros(48)}, ARCH, r"does not fit EoMTViT.*'blocks.1.attn.q_bias'"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_difference(release, changes, arch, message):
+    model = EoMTViT(arch, 64, num_joint_blocks=0, init_cfg=release(**changes))
+    with pytest.raises(ValueError, match=message):
+        model.init_weights()
+
+
+def test_a_segmentors_checkpoint_is_refused_with_where_it_belongs(tmp_path):
+    torch.save(dict(state_dict=dict(a=torch.zeros(1)), meta={}), tmp_path / 'iter_1.pth')
+    model = EoMTViT(ARCH, 64, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'iter_1.pth')), num_joint_blocks=1)
+    with pytest.raises(ValueError, match='use load_from'):
+        model.init_weights()
+    with pytest.raises(ValueError, match='nothing else'):
+        model.init_cfg['prefix'] = 'backbone'
+        model.init_weights()
