@@ -4,6 +4,7 @@ data_root = 'data/street_scenes'
 look = 'day'
 crop_size = (128, 128)
 max_iters = 600
+randomness = dict(seed=0)
 arch = dict(_delete_=True, embed_dims=128, num_layers=6, num_heads=4, layer_scale_init=1.0)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

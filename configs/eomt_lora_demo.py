@@ -6,9 +6,7 @@ load_from = 'work_dirs/eomt_demo/iter_600.pth'
 train_dataloader = dict(
     dataset=dict(data_prefix=dict(img_path=f'leftImg8bit/train/{look}', seg_map_path=f'gtFine/train/{look}'))
 )
-val_dataloader = dict(
-    dataset=dict(data_prefix=dict(img_path=f'leftImg8bit/val/{look}', seg_map_path=f'gtFine/val/{look}'))
-)
+val_dataloader = dict(dataset=dict(data_prefix=dict(img_path=f'leftImg8bit/val/{look}', seg_map_path=f'gtFine/val/{look}')))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [

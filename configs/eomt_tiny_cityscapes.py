@@ -23,7 +23,7 @@ model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(arch=arch, img_size=crop_size, num_joint_blocks=2, init_cfg=None),
     decode_head=dict(arch=arch, num_joint_blocks=2, num_queries=50, num_points=4096, init_cfg=None),
-    test_cfg=dict(crop_size=crop_size, stride=(160, 160)),
+    test_cfg=dict(crop_size=crop_size, stride=crop_size),
 )
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))

@@ -8,11 +8,13 @@ runs, and writes work_dirs/demo.png. A second run starts over.
 """
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import cv2
@@ -24,16 +26,32 @@ SCENES = Path('data/street_scenes')
 BASE, LORA = 'eomt_demo', 'eomt_lora_demo'
 WORK_DIRS = Path('work_dirs')
 PICTURE = WORK_DIRS / 'demo.png'
+LOG = WORK_DIRS / 'demo.log'
+SHOWN = re.compile(r'scenes in|Iter\(|Adapted model|^  \w.*(\d|% of all parameters train)$|layers a target matched')
 MIN_GAIN = 15.0
 
 
 def run(title: str, *args: object) -> None:
-    """Run a command of this repository; on failure end with its status."""
+    """Run a command of this repository and show what matters of its output; all of it goes to the log.
+
+    If the command fails, its last lines are printed and the demo ends with status 1.
+    """
     command = [sys.executable, *map(str, args)]
-    print(f'\n=== {title}\n$ {shlex.join(["python", *command[1:]])}', flush=True)
-    done = subprocess.run(command, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f'demo: "{title}" failed with status {done.returncode}; its message is above.')
+    header = f'\n=== {title}\n$ {shlex.join(["python", *command[1:]])}'
+    print(header, flush=True)
+    last = deque(maxlen=25)
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        (ROOT / LOG).open('a', encoding='utf-8') as log,
+    ):
+        log.write(header + '\n')
+        for line in process.stdout:
+            log.write(line)
+            last.append(line)
+            if SHOWN.search(line):
+                print(line.rstrip()[:110], flush=True)
+    if process.returncode:
+        sys.exit(f'{"".join(last)}\ndemo: "{title}" failed with status {process.returncode}; the whole output is in {LOG}.')
 
 
 def evaluate(title: str, name: str, checkpoint: Path, look: str) -> float:
@@ -86,6 +104,8 @@ def main() -> None:
 
     for name in (BASE, LORA):
         shutil.rmtree(ROOT / WORK_DIRS / name, ignore_errors=True)
+    (ROOT / WORK_DIRS).mkdir(exist_ok=True)
+    (ROOT / LOG).unlink(missing_ok=True)
     base, lora = WORK_DIRS / BASE / 'iter_600.pth', WORK_DIRS / LORA / 'iter_200.pth'
     run('1/6 Draw street scenes by day and at dusk', 'tools/make_street_scenes.py', SCENES, '--train', 96, '--val', 24)
     run('2/6 Train a small model by day', 'tools/train.py', f'configs/{BASE}.py')
@@ -101,6 +121,7 @@ def main() -> None:
     print(f'mIoU at dusk after LoRA   {after:5.2f} %')
     print(f'adapters                  {count:,} parameters, {size:,.0f} kB')
     print(f'picture                   {PICTURE}')
+    print(f'log                       {LOG}')
     print(f'time                      {time.time() - start:.0f} s')
     if after - before < MIN_GAIN:
         sys.exit(f'demo: LoRA gained {after - before:.1f} points of mIoU, less than the {MIN_GAIN:.0f} expected.')

@@ -149,7 +149,7 @@ class Scene:
         if look == 'dusk':
             sky = (self.label == SKY)[..., None]
             glow = np.linspace(0.2, 1, self.height)[:, None, None] * np.array([70, 95, 215], np.float32)
-            image = np.where(sky, glow + 0.1 * image, image * np.array([0.62, 0.34, 0.24]) + np.array([26, 8, 4]))
+            image = np.where(sky, 0.6 * glow + 0.4 * image, image * np.array([0.8, 0.62, 0.55]) + np.array([18, 4, 2]))
             lit = (self.label == BUILDING) & (self.image.max(2) < 110) & (self.rng.random(self.label.shape) < 0.8)
             image[lit] = (90, 190, 240)
             lamps = np.zeros_like(self.image)
@@ -158,7 +158,7 @@ class Scene:
                 for side in (0.2, 0.8):
                     cv2.circle(lamps, (int(x + side * wide), int(y + 0.6 * tall)), max(2, tall // 6), (190, 240, 255), -1)
             image += cv2.GaussianBlur(lamps, (0, 0), 3).astype(np.float32)
-        grain = 14 if look == 'dusk' else 6
+        grain = 12 if look == 'dusk' else 6
         return np.clip(image + self.rng.normal(0, grain, image.shape), 0, 255).astype(np.uint8)
 
 
