@@ -22,9 +22,9 @@ env: $(VENV)/ready
 
 $(VENV)/ready: setup.py pyproject.toml
 	@echo "Making the environment in $(VENV): $(TORCH), $(MMCV), the toolbox, PEFT and the test tools"
-	$(PYTHON) -m venv $(VENV) || { echo "No environment: on Debian run 'apt install python3-venv', elsewhere give PYTHON=…" >&2; exit 1; }
-	$(PIP) install --quiet "$(TORCH)"
-	$(PIP) install --quiet "$(MMCV)" --editable ".[test]"
+	@$(PYTHON) -m venv $(VENV) || { echo "No environment: on Debian run 'apt install python3-venv', elsewhere give PYTHON=…" >&2; exit 1; }
+	$(PIP) install "$(TORCH)"
+	$(PIP) install "$(MMCV)" --editable ".[test]"
 	@touch $@
 
 clean:

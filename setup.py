@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=['mmseg_eomt', 'mmseg_eomt.*']),
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.4',
+        'torch>=2.6',
         'mmengine==0.10.7',
         'mmsegmentation==1.2.2',
         'peft>=0.14',

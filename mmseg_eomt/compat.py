@@ -14,7 +14,7 @@ from packaging.version import Version
 
 # import name: (distributions that provide it, first version, first version that is too new, what to install)
 REQUIRED = {
-    'torch': (('torch',), '2.4', '3', 'torch==2.13.0'),
+    'torch': (('torch',), '2.6', '3', 'torch==2.13.0'),
     'mmengine': (('mmengine', 'onedl-mmengine'), '0.10.5', '1', 'mmengine==0.10.7'),
     'mmcv': (('mmcv-lite', 'mmcv', 'onedl-mmcv'), '2.0.0', '2.2', 'mmcv-lite==2.1.0'),
     'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.2.2', '2', 'mmsegmentation==1.2.2'),

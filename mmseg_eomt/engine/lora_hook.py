@@ -10,6 +10,7 @@ from mmseg.registry import HOOKS
 
 from mmseg_eomt.adapters.inject import inject, lora_config
 from mmseg_eomt.adapters.summary import summarise
+from mmseg_eomt.models.split import check_split
 
 
 @HOOKS.register_module()
@@ -65,6 +66,7 @@ class LoRAHook(Hook):
         if model is self._adapted:
             return
         self._adapted = model
+        check_split(model)
         training = isinstance(runner.optim_wrapper, OptimWrapper)
         if training and not runner.cfg.get('optim_wrapper'):
             raise ValueError(

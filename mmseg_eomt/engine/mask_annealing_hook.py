@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
 from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.split import check_split
 
 
 @HOOKS.register_module()
@@ -50,6 +51,7 @@ class MaskAnnealingHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the head and fix the iterations for this run's length."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_split(model)
         heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
         if len(heads) != 1:
             raise ValueError(f'MaskAnnealingHook needs a model with one EoMTHead, found {len(heads)}.')

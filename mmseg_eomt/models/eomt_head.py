@@ -51,7 +51,7 @@ class EoMTHead(BaseModule):
             backbone reads. None starts from random weights. Default: None.
 
     Raises:
-        ValueError: If a size or the weights do not fit; the message says what was given and expected.
+        ValueError: If a size, the backbone's map or the weights do not fit; the message says what was given and expected.
 
     Source: EoMT (Kerssies et al., CVPR 2025), section 3; public implementation ``models/eomt.py``.
     """
@@ -94,8 +94,8 @@ class EoMTHead(BaseModule):
         self.ignore_index = ignore_index
         self.align_corners = align_corners
 
-        in_channels = in_channels or dims
-        self.input_projection = nn.Identity() if in_channels == dims else nn.Conv2d(in_channels, dims, 1)
+        self.in_channels = in_channels or dims
+        self.input_projection = nn.Identity() if self.in_channels == dims else nn.Conv2d(self.in_channels, dims, 1)
         self.blocks = nn.ModuleList(self.arch.build_block() for _ in range(num_joint_blocks))
         init_vit_linears(self.blocks)
         self.norm = nn.LayerNorm(dims, eps=1e-6)
@@ -175,9 +175,14 @@ class EoMTHead(BaseModule):
         return list(masks), list(classes)
 
     def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        if isinstance(feature, Tensor):
+        feature, prefix = (feature, None) if isinstance(feature, Tensor) else feature
+        if feature.shape[1] != self.in_channels:
+            raise ValueError(
+                f"The backbone's output {self.in_index} has {feature.shape[1]} channels, but EoMTHead expects "
+                f'{self.in_channels}: give it the same arch, or in_channels={feature.shape[1]}.'
+            )
+        if prefix is None:
             return self.input_projection(feature), None
-        feature, prefix = feature
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
         if isinstance(self.input_projection, nn.Conv2d):
             prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)

@@ -75,9 +75,11 @@ class MaskClassificationLoss(nn.Module):
             gives mask losses of 0, still joined to the graph.
         """
         scale = mask_logits[0].new_tensor(extent, dtype=torch.float32)
-        matches = self.match(mask_logits, class_logits, targets, scale)
-        loss_cls = self.class_loss(class_logits, matches)
-        loss_mask, loss_dice = self.mask_losses(mask_logits, matches, targets, scale)
+        # sums over thousands of points overflow half precision
+        with torch.autocast(scale.device.type, enabled=False):
+            matches = self.match(mask_logits, class_logits, targets, scale)
+            loss_cls = self.class_loss(class_logits, matches)
+            loss_mask, loss_dice = self.mask_losses(mask_logits, matches, targets, scale)
         return [
             dict(
                 loss_cls=self.class_weight * loss_cls[i],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import run_tool
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import FlexibleRunner, Runner, load_checkpoint
 
 from mmseg_eomt.adapters.inject import adapter_names
 
@@ -144,6 +144,12 @@ def test_pretrained_weights_come_first_and_the_head_keeps_its_new_parts(small_co
         layer = part.blocks[0].attn.qkv
         assert torch.equal(layer.base_layer.weight, weights[f'blocks.{i}.attn.qkv.weight'])
         assert layer.lora_B['default'].weight.abs().max() > 0
+
+
+def test_the_flexible_runner_is_refused_in_one_sentence(small_config):
+    config = small_config(lora=True)
+    with pytest.raises(ValueError, match='not with FlexibleRunner'):
+        FlexibleRunner.from_cfg(config).train()
 
 
 def test_a_lora_checkpoint_in_a_config_without_the_hook_is_refused(small_config):

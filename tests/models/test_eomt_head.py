@@ -11,6 +11,7 @@ from mmseg.structures import SegDataSample
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.layers import Attention
+from mmseg_eomt.models.split import check_split
 
 
 def small_segmentor(test_cfg: dict | None = None, head: dict | None = None, **backbone) -> torch.nn.Module:
@@ -197,6 +198,44 @@ def test_a_map_of_another_width_and_without_prefix_tokens_is_projected():
     assert masks[0].shape == (1, 8, 16, 24)
     masks, _ = head([[torch.randn(1, 20, 4, 6), torch.randn(1, 20)]])  # mmseg's ViT gives the class token so
     assert masks[0].shape == (1, 8, 16, 24)
+
+
+def test_a_map_of_an_unexpected_width_is_refused_with_what_to_set():
+    head = EoMTHead(5, SMALL_ARCH, num_joint_blocks=2)
+    with pytest.raises(ValueError, match=r'has 20 channels, but EoMTHead expects 32.*in_channels=20'):
+        head([torch.randn(1, 20, 4, 6)])
+
+
+def test_half_precision_does_not_reach_matching_and_losses():
+    head = EoMTHead(5, SMALL_ARCH, num_joint_blocks=1, num_queries=8, num_points=12544)
+    labels = samples(torch.zeros(1, 64, 64, dtype=torch.long))
+    masks = [torch.full((1, 8, 16, 16), 20.0)]  # their sum over the points is beyond fp16
+    head.forward = lambda feats: (masks, [torch.zeros(1, 8, 6)])
+    feats = [torch.zeros(1, 32, 4, 4)]
+    torch.manual_seed(0)
+    full = head.loss(feats, labels, {})
+    torch.manual_seed(0)  # the same points
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        half = head.loss(feats, labels, {})
+    assert all(torch.equal(half[name], value) for name, value in full.items())
+
+
+def test_a_training_step_in_half_precision_reaches_every_parameter():
+    model = small_segmentor()
+    labels = samples(torch.randint(0, 5, (2, 64, 64)))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(torch.randn(2, 3, 64, 64), labels)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_split_that_leaves_blocks_out_is_refused():
+    model = small_segmentor()
+    check_split(model)
+    model = small_segmentor(num_joint_blocks=1)
+    with pytest.raises(ValueError, match=r'num_joint_blocks of backbone and decode_head must be equal.*got 1 and 2'):
+        check_split(model)
 
 
 def test_a_head_without_joint_blocks_is_refused():
