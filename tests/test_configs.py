@@ -16,8 +16,7 @@ CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 def test_model_and_hooks_build(name):
     register_all_modules()
     config = Config.fromfile(ROOT / 'configs' / name)
-    with torch.device('meta'), pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmseg_eomt.models.eomt_head.EoMTHead._read_mask_probs', lambda *_: None)  # no values on meta
+    with torch.device('meta'):  # sizes without values
         model = MODELS.build(config.model)
     hooks = {hook['type']: HOOKS.build(hook) for hook in config.custom_hooks}
 

@@ -15,7 +15,7 @@ from mmseg_eomt.models.layers import init_vit_linears
 from mmseg_eomt.models.losses import MaskClassificationLoss
 from mmseg_eomt.models.mask_module import mask_head, mask_logits, upscale
 from mmseg_eomt.models.targets import SemanticTargets
-from mmseg_eomt.weights.loading import is_pretrained, load_vit_weights
+from mmseg_eomt.weights.loading import load_vit_weights, pretrained_checkpoint
 
 Features = Sequence[Tensor | Sequence[Tensor]]
 
@@ -115,14 +115,14 @@ class EoMTHead(BaseModule):
         )
         self.register_buffer('attn_mask_probs', torch.ones(num_joint_blocks))
         self.register_load_state_dict_post_hook(EoMTHead._read_mask_probs)
-        self._read_mask_probs()
+        self.mask_probs = (1.0,) * num_joint_blocks
         refuse_adapter_weights(self)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s last blocks and final norm, if it names any; the other parts keep their random weights."""
-        if is_pretrained(self.init_cfg):
-            first_block = self.arch.num_layers - self.num_joint_blocks
-            load_vit_weights(self, self.init_cfg['checkpoint'], self.arch, first_block)
+        checkpoint = pretrained_checkpoint(self.init_cfg)
+        if checkpoint:
+            load_vit_weights(self, checkpoint, self.arch, self.arch.num_layers - self.num_joint_blocks)
             self._is_init = True
         else:
             super().init_weights()

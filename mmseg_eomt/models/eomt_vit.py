@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmseg_eomt.adapters.guard import refuse_adapter_weights
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
-from mmseg_eomt.weights.loading import is_pretrained, load_vit_weights
+from mmseg_eomt.weights.loading import load_vit_weights, pretrained_checkpoint
 from mmseg_eomt.weights.resize import resize_pos_embed
 
 
@@ -86,8 +86,9 @@ class EoMTViT(BaseModule):
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s weights, if it names any, fitted to this model."""
-        if is_pretrained(self.init_cfg):
-            load_vit_weights(self, self.init_cfg['checkpoint'], self.arch, first_block=0)
+        checkpoint = pretrained_checkpoint(self.init_cfg)
+        if checkpoint:
+            load_vit_weights(self, checkpoint, self.arch, first_block=0)
             self._is_init = True
         else:
             super().init_weights()

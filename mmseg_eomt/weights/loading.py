@@ -9,20 +9,21 @@ from mmseg_eomt.weights.dinov2 import from_dinov2, is_dinov2, sizes
 from mmseg_eomt.weights.resize import resize_patch_embed, resize_pos_embed
 
 
-def is_pretrained(init_cfg: dict | list | None) -> bool:
-    """Whether ``init_cfg`` asks for pretrained weights.
+def pretrained_checkpoint(init_cfg: dict | list[dict] | None) -> str | None:
+    """The checkpoint that ``init_cfg`` names; None if it asks for no pretrained weights.
 
     Raises:
         ValueError: If it does in a form that cannot be fitted to a ViT.
     """
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') not in ('Pretrained', PretrainedInit):
-        return False
-    if set(init_cfg) != {'type', 'checkpoint'}:
+    parts = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if not any(part.get('type') in ('Pretrained', PretrainedInit) for part in parts):
+        return None
+    if len(parts) > 1 or set(parts[0]) != {'type', 'checkpoint'}:
         raise ValueError(
             "init_cfg takes type='Pretrained' and checkpoint='<DINOv2 release file or URL>' and nothing else, got "
-            f'{sorted(init_cfg)}. For the checkpoint of a whole segmentor use load_from.'
+            f'{init_cfg}. For the checkpoint of a whole segmentor use load_from.'
         )
-    return True
+    return parts[0]['checkpoint']
 
 
 def load_vit_weights(module: BaseModule, checkpoint: str, arch: ViTArch, first_block: int) -> None:

@@ -104,3 +104,5 @@ def test_a_segmentors_checkpoint_is_refused_with_where_it_belongs(tmp_path):
     with pytest.raises(ValueError, match='nothing else'):
         model.init_cfg['prefix'] = 'backbone'
         model.init_weights()
+    with pytest.raises(ValueError, match='nothing else'):
+        EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=[dict(type='Xavier'), model.init_cfg]).init_weights()

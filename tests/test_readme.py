@@ -1,0 +1,58 @@
+"""What the README shows works as it stands."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, small_options
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
+
+
+@pytest.fixture
+def cracks(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for kind in ('img', 'ann'):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / f'img/{split}/{i}.jpg'), rng.integers(0, 256, (64, 128, 3), np.uint8))
+            cv2.imwrite(str(tmp_path / f'ann/{split}/{i}.png'), rng.choice([0, 1, 255], (64, 128)).astype(np.uint8))
+    return tmp_path
+
+
+def test_the_config_for_ones_own_data_trains_and_evaluates(cracks, tmp_path):
+    (block,) = (block for block in BLOCKS if 'BaseSegDataset' in block)
+    file = tmp_path / 'my_data.py'
+    file.write_text(block.replace("'eomt_lora_cityscapes.py'", repr(str(ROOT / 'configs' / 'eomt_lora_tiny_cityscapes.py'))))
+    config = Config.fromfile(file)
+    config.merge_from_dict(small_options(cracks, tmp_path / 'run', 2))
+
+    runner = Runner.from_cfg(config)
+    runner.train()
+
+    assert runner.model.decode_head.num_classes == 2
+    assert runner.message_hub.get_scalar('val/mIoU').current() > 0
+
+
+def test_the_lora_options_shown_are_the_defaults():
+    (block,) = (block for block in BLOCKS if "type='LoRAHook'" in block)
+    values: dict = {}
+    exec(block, {}, values)
+    shown = HOOKS.build(values['custom_hooks'][0])
+    default = HOOKS.build(dict(type='LoRAHook'))
+    assert shown.config == default.config
+    assert shown.trainable_modules == default.trainable_modules
+
+
+def test_every_file_that_is_named_exists():
+    names = set(re.findall(r'(?:configs|tools|docs)/[\w./-]+\w', README)) | set(re.findall(r'`(eomt\w*\.py)`', README))
+    ours = {name for name in names if 'dataset_converters' not in name and 'my_data' not in name}
+    assert len(ours) > 8
+    missing = [name for name in ours if not (ROOT / name).exists() and not (ROOT / 'configs' / name).exists()]
+    assert not missing
