@@ -28,4 +28,4 @@ $(VENV)/ready: setup.py pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) work_dirs data/street_scenes
+	rm -rf $(VENV) data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*

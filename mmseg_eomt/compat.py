@@ -12,15 +12,15 @@ from importlib import metadata
 
 from packaging.version import Version
 
-# import name: (distributions that provide it, first version, first version that is too new, what to install)
+# import name: (distributions that provide it, the usual one first; first version; first version that is too new)
 REQUIRED = {
-    'torch': (('torch',), '2.6', '3', 'torch==2.13.0'),
-    'mmengine': (('mmengine', 'onedl-mmengine'), '0.10.5', '1', 'mmengine==0.10.7'),
-    'mmcv': (('mmcv-lite', 'mmcv', 'onedl-mmcv'), '2.0.0', '2.2', 'mmcv-lite==2.1.0'),
-    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.2.2', '2', 'mmsegmentation==1.2.2'),
-    'ftfy': (('ftfy',), '6', '7', 'ftfy'),
-    'regex': (('regex',), '2022', '3000', 'regex'),
-    'scipy': (('scipy',), '1.6', '2', 'scipy'),
+    'torch': (('torch',), '2.6', '3'),
+    'mmengine': (('mmengine', 'onedl-mmengine'), '0.10.5', '1'),
+    'mmcv': (('mmcv-lite', 'mmcv', 'onedl-mmcv'), '2.0.0', '2.2'),
+    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.2.2', '2'),
+    'ftfy': (('ftfy',), '6', '7'),
+    'regex': (('regex',), '2022', '3000'),
+    'scipy': (('scipy',), '1.6', '2'),
 }
 
 
@@ -39,10 +39,11 @@ def apply() -> None:
 
 def check_packages() -> None:
     """Raise an ImportError with the repairing command if a package is missing or its version does not fit."""
-    for module, (names, first, too_new, install) in REQUIRED.items():
-        command = f'pip install "{install}"'
+    for module, (names, first, too_new) in REQUIRED.items():
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f'mmseg_eomt needs {names[0]}, which is not installed: run {command}')
+            raise ImportError(
+                f'mmseg_eomt needs {names[0]}, which is not installed: run pip install "{names[0]}>={first},<{too_new}"'
+            )
         for name in names:
             try:
                 version = metadata.version(name)
@@ -51,7 +52,8 @@ def check_packages() -> None:
             # the forks count their versions anew
             if not name.startswith('onedl-') and not Version(first) <= Version(version) < Version(too_new):
                 raise ImportError(
-                    f'mmseg_eomt needs {name} from {first} to below {too_new}, but {version} is installed: run {command}'
+                    f'mmseg_eomt needs {name} from {first} to below {too_new}, but {version} is installed: '
+                    f'run pip install "{name}>={first},<{too_new}"'
                 )
 
 
@@ -123,7 +125,7 @@ def _load_urls_safely() -> None:
     when that default changes.
     """
     import torch
-    from mmengine.dist import barrier, get_local_rank
+    from mmengine.dist import barrier
     from mmengine.runner import CheckpointLoader
 
     @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
@@ -135,10 +137,11 @@ def _load_urls_safely() -> None:
                 filename, model_dir, map_location, progress=os.isatty(2), weights_only=True
             )
 
-        if get_local_rank() == 0:
+        downloads = os.environ.get('LOCAL_RANK', '0') == '0'
+        if downloads:
             checkpoint = load()
         barrier()
-        return checkpoint if get_local_rank() == 0 else load()
+        return checkpoint if downloads else load()
 
 
 def _allow_cpu_processes() -> None:
@@ -148,10 +151,11 @@ def _allow_cpu_processes() -> None:
     mmengine asks for the device. With a GPU nothing is done.
     """
     import torch
+    from mmengine.device import get_device
     from mmengine.dist import utils as dist_utils
     from mmengine.model import MMDistributedDataParallel
 
-    if torch.cuda.is_available() or getattr(MMDistributedDataParallel, 'on_cpu', False):
+    if get_device() != 'cpu' or getattr(MMDistributedDataParallel, 'on_cpu', False):
         return
 
     def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:

@@ -77,6 +77,7 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
     head = dict(num_queries=12, num_points=128, arch=SMALL_ARCH)
     options = {
         'work_dir': str(work_dir),
+        'load_from': None,
         'randomness': dict(seed=0),
         'model.backbone.arch': dict(_delete_=True, **SMALL_ARCH),
         'model.backbone.img_size': crop,

@@ -76,7 +76,8 @@ import mmseg_eomt
 def test_a_version_that_does_not_fit_is_one_sentence_with_the_command(monkeypatch, version):
     found = metadata.version
     monkeypatch.setattr(metadata, 'version', lambda name: version if name == 'mmsegmentation' else found(name))
-    with pytest.raises(ImportError, match=rf'from 1.2.2 to below 2, but {version} is installed: run pip install'):
+    expected = rf'but {version} is installed: run pip install "mmsegmentation>=1.2.2,<2"'
+    with pytest.raises(ImportError, match=expected):
         compat.check_packages()
 
 
@@ -105,6 +106,28 @@ def test_a_file_that_would_execute_code_is_refused(tmp_path, monkeypatch, source
             CheckpointLoader.load_checkpoint(f'{where}/attack.pth')
         server.shutdown()
     assert not (tmp_path / 'executed').exists()
+
+
+def test_every_process_of_a_distributed_run_loads_from_a_url(tmp_path):
+    torch.save(dict(w=torch.ones(2)), tmp_path / 'weights.pth')
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = f"""
+import mmseg_eomt
+from mmengine.dist import init_dist
+from mmengine.runner import CheckpointLoader
+init_dist('pytorch')
+weights = CheckpointLoader.load_checkpoint('http://127.0.0.1:{server.server_port}/weights.pth')
+assert weights['w'].sum() == 2
+"""
+        both = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29544', TORCH_HOME=str(tmp_path))
+        ranks = [
+            subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=dict(both, RANK=rank, LOCAL_RANK=rank))
+            for rank in ('0', '1')
+        ]
+        assert [rank.wait(120) for rank in ranks] == [0, 0]
+        server.shutdown()
 
 
 def test_getattr_is_served_for_the_log_history_alone(tmp_path):

@@ -163,10 +163,12 @@ class Scene:
 
 
 def write_scenes(out: Path, split: str, look: str, count: int, size: tuple[int, int], seed: int) -> None:
-    """Write ``count`` scenes of one split and look; ``size`` is (height, width) in pixels."""
+    """Write ``count`` scenes of one split and look, in place of those that are there; ``size`` is (height, width)."""
     folders = [out / kind / split / look for kind in ('leftImg8bit', 'gtFine')]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f'{look}_*_000019_*.png'):
+            old.unlink()
     for i in track_iter_progress(range(count)):
         rng = np.random.default_rng([seed, LOOKS.index(look), split == 'val', i])
         scene = Scene(rng, *size)

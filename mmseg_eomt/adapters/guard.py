@@ -1,24 +1,35 @@
 """No adapter weights are dropped with a log line."""
 
-from torch import nn
+import functools
+
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import Tensor, nn
 
 
-def refuse_adapter_weights(module: nn.Module) -> None:
-    """Let ``module`` refuse a checkpoint with adapters that it has no place for.
+def is_adapter(name: str) -> bool:
+    """Whether a name in a state dict is that of an adapter's parameter."""
+    return '.lora_' in name
 
-    mmengine loads checkpoints without strictness, so that a model without adapters would take none of a LoRA checkpoint's
-    adapted layers and say so only in a long log line.
 
-    Raises (when weights are loaded):
-        RuntimeError: If the checkpoint has LoRA weights below the module and the module has no adapters.
+def refuse_dropped_adapters() -> None:
+    """Let mmengine refuse a checkpoint with adapters for a model without; a second call changes nothing.
+
+    mmengine loads checkpoints without strictness: such a model would take none of the adapted layers, and only a long log
+    line would say so. ``load_from``, ``init_model``, ``tools/test.py`` and ``MMSegInferencer`` all load through the function
+    that is wrapped here.
     """
+    load = mmengine_checkpoint.load_state_dict
+    if hasattr(load, '__wrapped__'):
+        return
 
-    def check(state_dict: dict, prefix: str, *_) -> None:
-        given = [name for name in state_dict if name.startswith(prefix) and '.lora_' in name]
-        if given and not any('.lora_' in name for name, _ in module.named_parameters()):
+    @functools.wraps(load)
+    def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
+        given = [name for name in state_dict if is_adapter(name)]
+        if given and not any(is_adapter(name) for name, _ in module.named_parameters()):
             raise RuntimeError(
                 f'The checkpoint has LoRA adapters ({len(given)} tensors, such as {given[0]}), but the model has none: '
                 f'use the config that it was trained with, LoRAHook in its custom_hooks, in tools/test.py or tools/train.py.'
             )
+        return load(module, state_dict, *args, **kwargs)
 
-    module._register_load_state_dict_pre_hook(check)
+    mmengine_checkpoint.load_state_dict = load_state_dict

@@ -1,10 +1,13 @@
 """Put PEFT adapters into a model and freeze the rest."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from mmseg_eomt.adapters.guard import is_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -66,10 +69,13 @@ def match_targets(model: nn.Module, config: 'PeftConfig') -> dict[str, list[str]
     def ends_with(name: str, part: str) -> bool:
         return name == part or name.endswith(f'.{part}')
 
-    names = [name for name, _ in model.named_modules() if not any(ends_with(name, part) for part in excluded)]
+    modules = dict(model.named_modules())
+    for name in _unreached(model):
+        del modules[name]
+    names = [name for name in modules if not any(ends_with(name, part) for part in excluded)]
     matches = {t: [name for name in names if ends_with(name, t)] for t in sorted(config.target_modules)}
     if matches and not any(matches.values()):
-        layers = Counter(name.split('.')[-1] for name, m in model.named_modules() if isinstance(m, ADAPTABLE) and name)
+        layers = Counter(name.split('.')[-1] for name, module in modules.items() if isinstance(module, ADAPTABLE) and name)
         choices = ', '.join(f'{name} ({count})' for name, count in sorted(layers.items()) if not name.isdigit())
         raise ValueError(f'target_modules {list(matches)} match no layer of the model. Names that would match: {choices}.')
     return matches
@@ -98,6 +104,8 @@ def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[s
     if unknown:
         known = sorted(f'{name}.{child}' for name, m in model.named_children() for child, _ in m.named_children())
         raise ValueError(f'trainable_modules {unknown} are not in the model, which has {known}.')
+    config = copy.copy(config)
+    config.exclude_modules = [*(config.exclude_modules or ()), *_unreached(model)]
     matches = match_targets(model, config)
     original = {id(parameter) for parameter in model.parameters()}
     if matches:
@@ -111,32 +119,35 @@ def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[s
         num_trained += parameter.requires_grad
     if not num_trained:
         raise ValueError('Nothing is left to train: give target_modules, trainable_modules or both.')
-    _accept_plain_weights(model)
+    model.register_load_state_dict_pre_hook(_fit_weights)
     return matches
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters' own parameters."""
-    return [name for name, _ in model.named_parameters() if '.lora_' in name]
+    return [name for name, _ in model.named_parameters() if is_adapter(name)]
 
 
-def _accept_plain_weights(model: nn.Module) -> None:
+def _unreached(model: nn.Module) -> list[str]:
+    """Layers whose adapters would do nothing: PyTorch's own attention reads their weights and never calls them."""
+    attentions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    return [f'{name}.{child}' for name, attention in attentions for child, _ in attention.named_children()]
+
+
+def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Send a plain checkpoint's weights to the base layers, and refuse adapters that differ from the model's."""
-    layers = [name[: -len('.base_layer')] for name, _ in model.named_modules() if name.endswith('.base_layer')]
-
-    def adapt(state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-        _check_adapters(model, state_dict, prefix)
-        for layer in layers:
-            for kind in ('weight', 'bias'):
-                plain = f'{prefix}{layer}.{kind}'
-                if plain in state_dict:
-                    state_dict[f'{prefix}{layer}.base_layer.{kind}'] = state_dict.pop(plain)
-
-    model._register_load_state_dict_pre_hook(adapt)
+    _check_adapters(model, state_dict, prefix)
+    for name, _module in model.named_modules():
+        if not name.endswith('.base_layer'):
+            continue
+        layer = prefix + name.removesuffix('.base_layer')
+        for kind in ('weight', 'bias'):
+            if f'{layer}.{kind}' in state_dict:
+                state_dict[f'{layer}.base_layer.{kind}'] = state_dict.pop(f'{layer}.{kind}')
 
 
 def _check_adapters(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    given = {n[len(prefix) :]: tuple(v.shape) for n, v in state_dict.items() if n.startswith(prefix) and '.lora_' in n}
+    given = {n[len(prefix) :]: tuple(v.shape) for n, v in state_dict.items() if n.startswith(prefix) and is_adapter(n)}
     if not given:
         return
     own = {name: tuple(model.get_parameter(name).shape) for name in adapter_names(model)}

@@ -4,6 +4,8 @@ from collections import Counter
 
 from torch import nn
 
+from mmseg_eomt.adapters.guard import is_adapter
+
 
 def summarise(model: nn.Module, matches: dict[str, list[str]]) -> str:
     """Describe an adapted model.
@@ -23,7 +25,7 @@ def summarise(model: nn.Module, matches: dict[str, list[str]]) -> str:
             frozen += parameter.numel()
             continue
         parts = name.split('.')
-        groups[f'{parts[0]} adapters' if '.lora_' in name else '.'.join(parts[:2])] += parameter.numel()
+        groups[f'{parts[0]} adapters' if is_adapter(name) else '.'.join(parts[:2])] += parameter.numel()
     trained = sum(groups.values())
     width = max(len(group) for group in [*groups, 'trainable'])
     lines = ['Adapted model: parameters that train']

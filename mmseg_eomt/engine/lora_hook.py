@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.registry import HOOKS
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_eomt.adapters.inject import inject, lora_config
 from mmseg_eomt.adapters.summary import summarise
@@ -20,7 +22,8 @@ class LoRAHook(Hook):
     A Runner wraps the model and builds optimizer and schedulers before it loads any weights. So in ``before_run``, ahead of
     the other hooks, this one initialises the weights, injects the adapters, wraps the model anew and rebuilds optimizer and
     schedulers from the config: they, the checkpoints, an EMA copy and evaluation all see the adapted model. When testing it
-    injects only, and the checkpoint's adapters find their place. It prints what trains and what is frozen.
+    injects only, and the checkpoint's adapters find their place. It prints what trains and what is frozen, and keeps the
+    statistics of frozen batch norms as they are.
 
     Args:
         r: Rank. Default: 16.
@@ -30,11 +33,11 @@ class LoRAHook(Hook):
             layers of common ViTs.
         exclude_modules: Last parts of names to leave out. Default: the patch embedding, whose layer is called ``proj`` too.
         trainable_modules: Modules that are trained beside the adapters. Default: the parts of :class:`EoMTHead` that no
-            checkpoint of a ViT holds.
+            checkpoint of a ViT holds; the projection only exists on a backbone of another width.
 
     Raises:
         ImportError: If PEFT is missing.
-        ValueError: If a number is out of range or a name matches nothing.
+        ValueError: If a number is out of range, a name matches nothing, or a checkpoint was trained with other numbers.
     """
 
     priority = 'VERY_HIGH'
@@ -47,6 +50,7 @@ class LoRAHook(Hook):
         target_modules: Sequence[str] = ('qkv', 'proj', 'q_proj', 'v_proj'),
         exclude_modules: Sequence[str] = ('patch_embed.proj',),
         trainable_modules: Sequence[str] = (
+            'decode_head.input_projection',
             'decode_head.query_embed',
             'decode_head.class_head',
             'decode_head.mask_head',
@@ -55,45 +59,92 @@ class LoRAHook(Hook):
     ) -> None:
         self.config = lora_config(r, lora_alpha, lora_dropout, target_modules, exclude_modules)
         self.trainable_modules = tuple(trainable_modules)
-        self._adapted = None
+        self._adapted: nn.Module | None = None
+        self._trained = False
+        self._frozen_norms: list[nn.Module] = []
 
     def before_run(self, runner: Runner) -> None:
         """Adapt the runner's model; once, also where one Runner trains and then tests."""
         if isinstance(runner, FlexibleRunner):
             raise ValueError('LoRAHook works with the default Runner, not with FlexibleRunner: drop runner_type.')
         wrapped = is_model_wrapper(runner.model)
-        model = runner.model.module if wrapped else runner.model
-        if model is self._adapted:
-            return
-        self._adapted = model
-        check_split(model)
+        outer = runner.model.module if wrapped else runner.model
+        model = _segmentor(runner.model)
         training = isinstance(runner.optim_wrapper, OptimWrapper)
-        if training and not runner.cfg.get('optim_wrapper'):
-            raise ValueError(
-                'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
-            )
-        if training and hasattr(model, 'init_weights'):
-            model.init_weights()
+        if model is self._adapted:
+            if training and not self._trained:
+                raise ValueError('This Runner has evaluated its adapted model before any training: train in a new one.')
+            return
+        self._adapted, self._trained = model, training
+        check_split(model)
+        if training:
+            self._before_training(runner, model)
         matches = inject(model, self.config, self.trainable_modules)
         runner.logger.info(summarise(model, matches))
+        self._frozen_norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+        ]
         if wrapped:
-            runner.model = model  # lets go of the old wrapper before the new one takes the parameters
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+            runner.model = outer  # lets go of the old wrapper before the new one takes the parameters
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), outer)
         if training:
             model.init_weights = _already_done
             self._rebuild_optimizer(runner)
 
+    @staticmethod
+    def _before_training(runner: Runner, model: nn.Module) -> None:
+        if not runner.cfg.get('optim_wrapper'):
+            raise ValueError(
+                'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
+            )
+        pretrained = any('Pretrained' in str(getattr(module, 'init_cfg', None)) for module in model.modules())
+        if not (pretrained or runner.cfg.get('load_from') or runner.cfg.get('resume')):
+            runner.logger.warning(
+                'LoRAHook freezes a model of random weights: neither init_cfg nor load_from names any. Set one of them.'
+            )
+        model.init_weights()
+
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters anew, is over."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.__dict__.pop('init_weights', None)
+        _segmentor(runner.model).__dict__.pop('init_weights', None)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Keep the statistics of frozen batch norms."""
+        for norm in self._frozen_norms:
+            norm.eval()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note what the shapes of the adapters do not tell."""
+        checkpoint['meta']['lora'] = dict(r=self.config.r, lora_alpha=self.config.lora_alpha)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare it with this hook's numbers.
+
+        Raises:
+            ValueError: If they differ: the weights would load and give another model.
+        """
+        own = dict(r=self.config.r, lora_alpha=self.config.lora_alpha)
+        saved = checkpoint.get('meta', {}).get('lora', own)
+        if saved != own:
+            raise ValueError(f'The checkpoint was trained with LoRA {saved}, but LoRAHook has {own}: set the same.')
 
     @staticmethod
     def _rebuild_optimizer(runner: Runner) -> None:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
+        schedulers = runner.cfg.get('param_scheduler')
+        runner.param_schedulers = schedulers  # the Runner scales rates only before schedulers are built
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        if runner.cfg.get('param_scheduler') is not None:
-            runner.param_schedulers = runner.build_param_scheduler(runner.cfg.param_scheduler)
+        if schedulers is not None:
+            runner.param_schedulers = runner.build_param_scheduler(schedulers)
+
+
+def _segmentor(model: nn.Module) -> nn.Module:
+    """The segmentor inside wrappers for DDP and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _already_done() -> None:

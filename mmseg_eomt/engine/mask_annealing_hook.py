@@ -1,9 +1,11 @@
 """The schedule of EoMT's masked attention."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
@@ -65,6 +67,13 @@ class MaskAnnealingHook(Hook):
             if len(self.start_iters) != num_blocks:
                 raise ValueError(f'{num_blocks} joint blocks need as many start_iters, got {len(self.start_iters)}.')
             self._spans = list(zip(self.start_iters, self.end_iters))
+        if self._spans[-1][1] > runner.max_iters:
+            print_log(
+                f'The masks are annealed until iteration {self._spans[-1][1]}, but the run ends at {runner.max_iters}, with '
+                f'masked attention, which evaluation has not: set start_iters and end_iters, or leave both out.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def mask_probs(self, iteration: int) -> list[float]:
         """Each joint block's probability at an iteration, counted from 0."""

@@ -9,7 +9,6 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.guard import refuse_adapter_weights
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import init_vit_linears
 from mmseg_eomt.models.losses import MaskClassificationLoss
@@ -83,8 +82,11 @@ class EoMTHead(BaseModule):
                 f'num_joint_blocks must be from 1 to {self.arch.num_layers}, got {num_joint_blocks}: '
                 f'without joint blocks the queries never see the image.'
             )
-        if num_classes < 1 or num_queries < 1:
-            raise ValueError(f'num_classes and num_queries must be at least 1, got {num_classes} and {num_queries}.')
+        if num_classes < 2 or num_queries < 1:
+            raise ValueError(
+                f'num_classes must be at least 2 (background is a class) and num_queries at least 1, got {num_classes} and '
+                f'{num_queries}.'
+            )
         dims = self.arch.embed_dims
         self.num_classes = self.out_channels = num_classes
         self.in_index = in_index
@@ -116,7 +118,6 @@ class EoMTHead(BaseModule):
         self.register_buffer('attn_mask_probs', torch.ones(num_joint_blocks))
         self.register_load_state_dict_post_hook(EoMTHead._read_mask_probs)
         self.mask_probs = (1.0,) * num_joint_blocks
-        refuse_adapter_weights(self)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s last blocks and final norm, if it names any; the other parts keep their random weights."""

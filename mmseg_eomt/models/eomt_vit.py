@@ -6,7 +6,6 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.guard import refuse_adapter_weights
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
 from mmseg_eomt.weights.loading import load_vit_weights, pretrained_checkpoint
@@ -82,7 +81,6 @@ class EoMTViT(BaseModule):
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=1e-6)
-        refuse_adapter_weights(self)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s weights, if it names any, fitted to this model."""
@@ -92,6 +90,19 @@ class EoMTViT(BaseModule):
             self._is_init = True
         else:
             super().init_weights()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        # a checkpoint of another img_size: mmengine would leave its position embedding out and go on
+        pos_embed = state_dict.get(f'{prefix}pos_embed')
+        if pos_embed is not None and pos_embed.shape[1] != self.pos_embed.shape[1]:
+            side = round(pos_embed.shape[1] ** 0.5)
+            if side * side != pos_embed.shape[1]:
+                raise RuntimeError(
+                    f'The checkpoint has a position embedding for {pos_embed.shape[1]} patches, no square, and img_size '
+                    f'gives {self.grid_size}: set img_size to what it was in training; other image sizes work at run time.'
+                )
+            state_dict[f'{prefix}pos_embed'] = resize_pos_embed(pos_embed, (side, side), self.grid_size)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, image: Tensor) -> tuple[Tensor | list[Tensor], ...]:
         """Image (B, 3, H, W), normalised, to the maps that the class docstring describes."""

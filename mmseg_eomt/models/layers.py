@@ -11,14 +11,13 @@ class PatchEmbed(nn.Module):
     Args:
         embed_dims: Width of a token.
         patch_size: Side of a square patch in pixels.
-        in_channels: Channels of the image. Default: 3.
 
-    Shapes: image (B, in_channels, h * patch_size, w * patch_size) to tokens (B, h * w, embed_dims).
+    Shapes: image (B, 3, h * patch_size, w * patch_size) to tokens (B, h * w, embed_dims).
     """
 
-    def __init__(self, embed_dims: int, patch_size: int, in_channels: int = 3) -> None:
+    def __init__(self, embed_dims: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(3, embed_dims, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)

@@ -14,13 +14,13 @@ class MaskClassificationLoss(nn.Module):
 
     Args:
         num_classes: K, without "no object".
-        num_points: Points a mask is compared at. Default: 12,544.
-        oversample_ratio: Candidates drawn for each point of the mask losses. Default: 3.0.
-        importance_sample_ratio: Share of the points taken where the prediction is least certain. Default: 0.75.
-        class_weight: Weight of the class cross entropy. Default: 2.0.
-        mask_weight: Weight of the mask cross entropy. Default: 5.0.
-        dice_weight: Weight of the dice loss. Default: 5.0.
-        no_object_weight: Weight of the class "no object" in the class cross entropy. Default: 0.1.
+        num_points: Points a mask is compared at.
+        oversample_ratio: Candidates drawn for each point of the mask losses.
+        importance_sample_ratio: Share of the points taken where the prediction is least certain.
+        class_weight: Weight of the class cross entropy.
+        mask_weight: Weight of the mask cross entropy.
+        dice_weight: Weight of the dice loss.
+        no_object_weight: Weight of the class "no object" in the class cross entropy.
 
     Raises:
         ValueError: If the numbers of points are out of range.
@@ -31,13 +31,13 @@ class MaskClassificationLoss(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        num_points: int = 12544,
-        oversample_ratio: float = 3.0,
-        importance_sample_ratio: float = 0.75,
-        class_weight: float = 2.0,
-        mask_weight: float = 5.0,
-        dice_weight: float = 5.0,
-        no_object_weight: float = 0.1,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+        class_weight: float,
+        mask_weight: float,
+        dice_weight: float,
+        no_object_weight: float,
     ) -> None:
         super().__init__()
         if num_points < 1 or oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:

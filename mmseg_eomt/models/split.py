@@ -10,14 +10,14 @@ def check_split(model: nn.Module) -> None:
     """Make sure that backbone and head together are one whole ViT.
 
     Raises:
-        ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would leave out blocks or run some twice, or
-            the two are of different size.
+        ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would leave out blocks or run some twice, if
+            the two are of different size, or take their weights from different files.
     """
     vits = [module for module in model.modules() if isinstance(module, EoMTViT)]
     heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
     for head in heads:
         for vit in vits:
-            for name in ('num_joint_blocks', 'arch', 'patch_size'):
+            for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg'):
                 given = getattr(vit, name), getattr(head, name)
                 if given[0] != given[1]:
                     raise ValueError(

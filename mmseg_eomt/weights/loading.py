@@ -80,7 +80,7 @@ def load_vit_weights(module: BaseModule, checkpoint: str, arch: ViTArch, first_b
     absent = [name for name in missing if name.split('.')[0] in from_file] + list(unexpected)
     if absent:
         raise ValueError(f'{checkpoint} does not fit {type(module).__name__}: missing or unknown are {absent}.')
-    new = sorted({name.split('.')[0] for name in missing})
+    new = sorted({name.split('.')[0] for name in missing if name in dict(module.named_parameters())})
     print_log(
         f'{type(module).__name__}: loaded {len(part)} tensors of {checkpoint}, blocks {first_block} to '
         f'{first_block + num_blocks - 1}{"; newly made: " + ", ".join(new) if new else ""}',

@@ -1,5 +1,7 @@
 """Adapters in a segmentor: what they match, what trains, and what is refused."""
 
+import copy
+import pickle
 import sys
 
 import pytest
@@ -11,17 +13,18 @@ from mmseg.registry import MODELS
 
 from mmseg_eomt.adapters.inject import adapter_names, inject, lora_config
 from mmseg_eomt.adapters.summary import summarise
+from mmseg_eomt.weights.resize import resize_pos_embed
 
 TARGETS = ('qkv', 'proj', 'q_proj', 'v_proj')
 NEW_PARTS = ('decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale')
 
 
-def segmentor() -> torch.nn.Module:
+def segmentor(**backbone) -> torch.nn.Module:
     arch = dict(SMALL_ARCH)
     return MODELS.build(
         dict(
             type='EncoderDecoder',
-            backbone=dict(type='EoMTViT', arch=arch, img_size=64, num_joint_blocks=2),
+            backbone={'type': 'EoMTViT', 'arch': arch, 'img_size': 64, 'num_joint_blocks': 2, **backbone},
             decode_head=dict(type='EoMTHead', arch=arch, num_classes=5, num_joint_blocks=2, num_queries=8),
             train_cfg=dict(),
             test_cfg=ConfigDict(mode='whole'),
@@ -119,6 +122,48 @@ def test_numbers_out_of_range_are_refused(changes, message):
 def test_targets_that_match_nothing_are_refused_with_what_could_match():
     with pytest.raises(ValueError, match=r"\['query'\] match no layer.*fc1 \(4\).*qkv \(4\)"):
         inject(segmentor(), config(['query']), NEW_PARTS)
+
+
+def test_layers_that_pytorchs_attention_never_calls_are_no_targets():
+    attention = torch.nn.ModuleDict(dict(attn=torch.nn.MultiheadAttention(32, 2), fc1=torch.nn.Linear(32, 32)))
+    with pytest.raises(ValueError, match=r'match no layer.*Names that would match: fc1 \(1\)\.'):
+        inject(attention, config(['out_proj']))
+    assert inject(attention, config(['out_proj', 'fc1'])) == dict(fc1=['fc1'], out_proj=[])
+    assert adapter_names(attention) == ['fc1.lora_A.default.weight', 'fc1.lora_B.default.weight']
+
+
+def test_any_model_without_adapters_refuses_a_lora_checkpoint(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    plain = copy.deepcopy(model)
+    inject(model, config(['0']))
+    torch.save(model.state_dict(), tmp_path / 'lora.pth')
+    with pytest.raises(RuntimeError, match='the model has none'):
+        load_checkpoint(plain, str(tmp_path / 'lora.pth'))
+
+
+def test_an_adapted_model_and_its_copy_load_each_others_weights(tmp_path):
+    model = segmentor()
+    inject(model, config(), NEW_PARTS)
+    torch.save(model.state_dict(), tmp_path / 'lora.pth')
+    other = copy.deepcopy(model)
+    torch.nn.init.normal_(other.backbone.blocks[0].attn.qkv.lora_B['default'].weight)
+
+    load_checkpoint(other, str(tmp_path / 'lora.pth'))
+
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    pickle.dumps(model)
+
+
+def test_a_plain_checkpoint_of_another_image_size_brings_its_position_embedding(tmp_path):
+    small, large = segmentor(), segmentor(img_size=128)
+    torch.save(small.state_dict(), tmp_path / 'small.pth')
+    load_checkpoint(large, str(tmp_path / 'small.pth'))
+
+    expected = resize_pos_embed(small.backbone.pos_embed, (4, 4), (8, 8))
+    assert torch.equal(large.backbone.pos_embed, expected)
+    torch.save(segmentor(img_size=(64, 96)).state_dict(), tmp_path / 'wide.pth')
+    with pytest.raises(RuntimeError, match='24 patches, no square'):
+        load_checkpoint(large, str(tmp_path / 'wide.pth'))
 
 
 def test_an_unknown_trainable_module_is_refused_with_those_there_are():

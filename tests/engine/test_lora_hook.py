@@ -79,15 +79,14 @@ def test_evaluating_the_checkpoint_gives_the_predictions_of_the_end_of_training(
         assert torch.equal(torch.from_numpy(saved), scores.argmax(0).byte())
 
 
-def test_a_resumed_run_goes_on_with_adapters_and_optimizer(small_config, base_checkpoint):
-    changes = {'lora': True, 'load_from': base_checkpoint, 'param_scheduler': None}
-    config = small_config(**changes, max_iters=2, name='run')
-    stopped = Runner.from_cfg(config)
+def test_a_resumed_run_goes_on_with_adapters_optimizer_and_rate(small_config, base_checkpoint):
+    whole = Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint, max_iters=4, name='whole'))
+    whole.train()
+    stopped = Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint, max_iters=2))
     stopped.train()
     before = {name: stopped.model.get_parameter(name).clone() for name in adapter_names(stopped.model)}
 
-    config = small_config(**{**changes, 'load_from': None, 'resume': True}, max_iters=4, name='run')
-    resumed = Runner.from_cfg(config)
+    resumed = Runner.from_cfg(small_config(lora=True, resume=True, max_iters=4))
     loaded = {}
     load = resumed.load_or_resume
 
@@ -103,6 +102,75 @@ def test_a_resumed_run_goes_on_with_adapters_and_optimizer(small_config, base_ch
     assert all(torch.equal(loaded[name], value) for name, value in before.items())
     steps = {int(state['step']) for state in resumed.optim_wrapper.optimizer.state_dict()['state'].values()}
     assert steps == {4}
+    rates, expected = (list(runner.message_hub.get_scalar('train/lr').data[0]) for runner in (resumed, whole))
+    assert rates[-4:] == expected
+
+
+def test_rates_are_scaled_with_the_batch_size(small_config, base_checkpoint):
+    runner = Runner.from_cfg(
+        small_config(lora=True, load_from=base_checkpoint, max_iters=1, auto_scale_lr=dict(enable=True, base_batch_size=1))
+    )
+    runner.train()
+    assert runner.optim_wrapper.optimizer.defaults['lr'] == 5e-4
+    assert runner.optim_wrapper.param_groups[0]['initial_lr'] == 1e-3  # batches of 2
+
+
+def test_frozen_batch_norms_keep_their_statistics(small_config):
+    config = small_config(lora=True, max_iters=1, name='resnet')
+    resnet = dict(type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'), init_cfg=None)
+    config.model.backbone = resnet
+    config.model.decode_head.update(in_channels=512, patch_size=32)
+    runner = Runner.from_cfg(config)
+    before = {name: value.clone() for name, value in runner.model.backbone.named_buffers()}
+    runner.train()
+    assert before
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.backbone.named_buffers())
+    assert runner.model.decode_head.input_projection.weight.requires_grad
+
+
+def test_a_frozen_model_of_random_weights_is_warned_of(small_config, base_checkpoint, capfd):
+    Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint, max_iters=1)).train()
+    assert 'random weights' not in ''.join(capfd.readouterr())
+    Runner.from_cfg(small_config(lora=True, max_iters=1)).train()
+    assert 'freezes a model of random weights' in ''.join(capfd.readouterr())
+
+
+def test_a_checkpoint_of_another_scale_is_refused(small_config):
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=1))
+    runner.train()
+    config = small_config(lora=True, load_from=f'{runner.work_dir}/iter_1.pth', name='test')
+    config.custom_hooks[0].lora_alpha = 8
+    with pytest.raises(ValueError, match=r"trained with LoRA .*'lora_alpha': 32.*'lora_alpha': 8"):
+        Runner.from_cfg(config).test()
+
+
+def test_evaluating_before_training_in_one_runner_is_refused(small_config):
+    runner = Runner.from_cfg(small_config(lora=True))
+    runner.val()
+    with pytest.raises(ValueError, match='train in a new one'):
+        runner.train()
+
+
+def test_test_time_augmentation_sees_the_adapters(small_config, config_file):
+    config = small_config(lora=True, max_iters=1)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    config.tta_pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(type='Resize', scale=(128, 64), keep_ratio=True)],
+                [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+                [dict(type='LoadAnnotations')],
+                [dict(type='PackSegInputs')],
+            ],
+        ),
+    ]
+    log = run_tool('tools/test.py', config_file(config), f'{runner.work_dir}/iter_1.pth', '--tta').stdout
+    assert 'of all parameters train' in log
+    assert 'mIoU' in log
+    assert 'unexpected key' not in log and 'missing keys' not in log
 
 
 def test_the_summary_is_printed_and_weights_are_initialised_once(small_config, capfd):

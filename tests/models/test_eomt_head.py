@@ -175,9 +175,9 @@ def test_class_scores_are_mask_probability_times_class_probability():
 
 def test_masks_of_a_padded_image_lie_where_the_image_lies():
     """Of an image that is no multiple of the patch size, prediction and losses cut the padding off at the same place."""
-    head = EoMTHead(1, SMALL_ARCH, num_joint_blocks=1, num_queries=1, num_points=2000, importance_sample_ratio=0.0)
+    head = EoMTHead(2, SMALL_ARCH, num_joint_blocks=1, num_queries=1, num_points=2000, importance_sample_ratio=0.0)
     rows = torch.linspace(-8, 8, 16)[:, None].expand(16, 16)  # logits that change sign in the middle of 64 padded rows
-    head.forward = lambda feats: ([rows[None, None]], [torch.tensor([[[5.0, -5.0]]])])
+    head.forward = lambda feats: ([rows[None, None]], [torch.tensor([[[5.0, -5.0, -5.0]]])])
     feats = [torch.zeros(1, 32, 4, 4)]
 
     scores = head.predict(feats, [dict(img_shape=(50, 64))], {})[0, 0]
@@ -236,6 +236,17 @@ def test_a_split_that_leaves_blocks_out_is_refused():
     model = small_segmentor(num_joint_blocks=1)
     with pytest.raises(ValueError, match=r'num_joint_blocks of backbone and decode_head must be equal.*got 1 and 2'):
         check_split(model)
+
+
+def test_parts_that_take_their_weights_from_different_files_are_refused():
+    model = small_segmentor(init_cfg=dict(type='Pretrained', checkpoint='dinov2.pth'))
+    with pytest.raises(ValueError, match=r'init_cfg of backbone and decode_head must be equal.*and None'):
+        check_split(model)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match='background is a class'):
+        EoMTHead(1, SMALL_ARCH, num_joint_blocks=2)
 
 
 def test_a_head_without_joint_blocks_is_refused():

@@ -8,6 +8,10 @@ from mmseg_eomt.models.losses import MaskClassificationLoss
 from mmseg_eomt.models.targets import SemanticTargets, sample_maps
 
 
+def criterion(num_points: int) -> MaskClassificationLoss:
+    return MaskClassificationLoss(6, num_points, 3.0, 0.75, 2.0, 5.0, 5.0, 0.1)
+
+
 def example(num_classes_present: int) -> tuple[list, list, SemanticTargets]:
     generator = torch.Generator().manual_seed(num_classes_present)
     masks = torch.randn(2, 8, 16, 16, generator=generator)
@@ -18,7 +22,7 @@ def example(num_classes_present: int) -> tuple[list, list, SemanticTargets]:
 
 def mask_loss_of_rank(rank: int, port: int, out: str) -> None:
     torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
-    losses = MaskClassificationLoss(6, num_points=500)
+    losses = criterion(500)
     masks, classes, targets = example(2 + 3 * rank)
     scale = torch.ones(2)
     matches = losses.match(masks, classes, targets, scale)
@@ -38,7 +42,7 @@ def test_the_number_of_masks_is_averaged_over_all_processes(tmp_path):
 
 
 def test_every_layer_of_one_pass_equals_transformers_layer_by_layer():
-    losses = MaskClassificationLoss(6, num_points=500)
+    losses = criterion(500)
     masks, classes, targets = example(5)
     scale = torch.ones(2)
     matches = losses.match(masks, classes, targets, scale)
@@ -66,7 +70,7 @@ def test_label_maps_read_at_points_equal_sampled_masks():
 
 
 def test_most_points_lie_where_the_prediction_is_least_certain():
-    losses = MaskClassificationLoss(6, num_points=400)
+    losses = criterion(400)
     maps = torch.linspace(-4, 4, 32)[None, None].expand(3, 32, 32)  # uncertain in the middle columns
     points = losses.draw_points(maps, torch.ones(2))
     assert points.shape == (3, 400, 2)
