@@ -38,3 +38,15 @@ default_hooks = dict(checkpoint=dict(interval=max_iters))
 custom_hooks = [
     dict(type='MaskAnnealingHook', start_iters=[240, 540], end_iters=[540, 840]),
 ]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((480, 240), (640, 320), (800, 400))],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]

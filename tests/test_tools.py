@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
+from mmengine.runner import CheckpointLoader
 
 STOCK_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
 
 
 def weights(work_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
-    return torch.load(work_dir / f'iter_{iteration}.pth', weights_only=True)['state_dict']
+    return CheckpointLoader.load_checkpoint(str(work_dir / f'iter_{iteration}.pth'))['state_dict']
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -64,16 +64,9 @@ def match_targets(model: nn.Module, config: 'PeftConfig') -> dict[str, list[str]
     Raises:
         ValueError: If no target matches anything; the message lists what could match.
     """
-    excluded = tuple(config.exclude_modules or ())
-
-    def ends_with(name: str, part: str) -> bool:
-        return name == part or name.endswith(f'.{part}')
-
-    modules = dict(model.named_modules())
-    for name in _unreached(model):
-        del modules[name]
-    names = [name for name in modules if not any(ends_with(name, part) for part in excluded)]
-    matches = {t: [name for name in names if ends_with(name, t)] for t in sorted(config.target_modules)}
+    excluded = _excluded(model, config)
+    modules = {name: module for name, module in model.named_modules() if name not in excluded}
+    matches = {t: [name for name in modules if _ends_with(name, t)] for t in sorted(config.target_modules)}
     if matches and not any(matches.values()):
         layers = Counter(name.split('.')[-1] for name, module in modules.items() if isinstance(module, ADAPTABLE) and name)
         choices = ', '.join(f'{name} ({count})' for name, count in sorted(layers.items()) if not name.isdigit())
@@ -104,13 +97,14 @@ def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[s
     if unknown:
         known = sorted(f'{name}.{child}' for name, m in model.named_children() for child, _ in m.named_children())
         raise ValueError(f'trainable_modules {unknown} are not in the model, which has {known}.')
-    config = copy.copy(config)
-    config.exclude_modules = [*(config.exclude_modules or ()), *_unreached(model)]
     matches = match_targets(model, config)
     original = {id(parameter) for parameter in model.parameters()}
     if matches:
         from peft import inject_adapter_in_model
 
+        config = copy.copy(config)  # with what is to be left out of this model by its full name
+        targets = config.target_modules
+        config.exclude_modules = [n for n in _excluded(model, config) if any(_ends_with(n, t) for t in targets)] or None
         inject_adapter_in_model(config, model)
     trained = tuple(f'{name}.' for name in trainable_modules)
     num_trained = 0
@@ -128,10 +122,20 @@ def adapter_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if is_adapter(name)]
 
 
-def _unreached(model: nn.Module) -> list[str]:
-    """Layers whose adapters would do nothing: PyTorch's own attention reads their weights and never calls them."""
+def _ends_with(name: str, part: str) -> bool:
+    """PEFT's rule for matching a module's name."""
+    return name == part or name.endswith(f'.{part}')
+
+
+def _excluded(model: nn.Module, config: 'PeftConfig') -> list[str]:
+    """Names that the config leaves out, and layers whose adapters would do nothing.
+
+    PyTorch's own attention reads the weights of its layers and never calls them.
+    """
+    parts = config.exclude_modules or ()
+    names = [name for name, _ in model.named_modules() if any(_ends_with(name, part) for part in parts)]
     attentions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    return [f'{name}.{child}' for name, attention in attentions for child, _ in attention.named_children()]
+    return names + [f'{name}.{child}' for name, attention in attentions for child, _ in attention.named_children()]
 
 
 def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:

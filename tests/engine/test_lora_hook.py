@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import run_tool
-from mmengine.runner import FlexibleRunner, Runner, load_checkpoint
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_checkpoint
 
 from mmseg_eomt.adapters.inject import adapter_names
 
@@ -27,7 +27,7 @@ def score_maps(runner: Runner) -> list[torch.Tensor]:
 
 
 def test_only_adapters_and_the_heads_new_parts_change_bit_for_bit(small_config, base_checkpoint):
-    base = torch.load(base_checkpoint, weights_only=True)['state_dict']
+    base = CheckpointLoader.load_checkpoint(base_checkpoint)['state_dict']
     runner = Runner.from_cfg(small_config(lora=True, load_from=base_checkpoint))
     runner.train()
 
