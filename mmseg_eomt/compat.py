@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import types
+import urllib.error
 from importlib import metadata
 
 from packaging.version import Version
@@ -133,9 +134,15 @@ def _load_urls_safely() -> None:
         """Download once a machine, keep in torch's cache, and read only weights."""
 
         def load():
-            return torch.hub.load_state_dict_from_url(
-                filename, model_dir, map_location, progress=os.isatty(2), weights_only=True
-            )
+            try:
+                return torch.hub.load_state_dict_from_url(
+                    filename, model_dir, map_location, progress=os.isatty(2), weights_only=True
+                )
+            except urllib.error.URLError as error:
+                raise OSError(
+                    f'{filename} could not be downloaded ({error.reason}): get the file elsewhere, and give its path '
+                    f'as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
+                ) from error
 
         downloads = os.environ.get('LOCAL_RANK', '0') == '0'
         if downloads:

@@ -112,6 +112,12 @@ def test_a_file_that_would_execute_code_is_refused(tmp_path, monkeypatch, source
     assert not (tmp_path / 'executed').exists()
 
 
+def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(OSError, match=r'could not be downloaded.*checkpoint of both model.backbone.init_cfg and'):
+        CheckpointLoader.load_checkpoint('http://127.0.0.1:9/dinov2.pth')
+
+
 def test_every_process_of_a_distributed_run_loads_from_a_url(tmp_path):
     torch.save(dict(w=torch.ones(2)), tmp_path / 'weights.pth')
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)

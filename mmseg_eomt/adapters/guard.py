@@ -28,7 +28,8 @@ def refuse_dropped_adapters() -> None:
         if given and not any(is_adapter(name) for name, _ in module.named_parameters()):
             raise RuntimeError(
                 f'The checkpoint has LoRA adapters ({len(given)} tensors, such as {given[0]}), but the model has none: '
-                f'use the config that it was trained with, LoRAHook in its custom_hooks, in tools/test.py or tools/train.py.'
+                f'adapters come with LoRAHook in custom_hooks, in tools/test.py and tools/train.py; init_model and '
+                f'MMSegInferencer run no hooks.'
             )
         return load(module, state_dict, *args, **kwargs)
 

@@ -41,9 +41,9 @@ def lora_config(
         raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f'The rank r must be a whole number of at least 1, got {r!r}.')
-    if not lora_alpha > 0:
-        raise ValueError(f'lora_alpha must be above 0, got {lora_alpha!r}.')
-    if not 0 <= lora_dropout < 1:
+    if not isinstance(lora_alpha, (int, float)) or not lora_alpha > 0:
+        raise ValueError(f'lora_alpha must be a number above 0, got {lora_alpha!r}.')
+    if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
         raise ValueError(f'lora_dropout must be from 0 to below 1, got {lora_dropout!r}.')
     if isinstance(target_modules, str) or isinstance(exclude_modules, str):
         raise ValueError(
@@ -141,6 +141,8 @@ def _excluded(model: nn.Module, config: 'PeftConfig') -> list[str]:
 def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Send a plain checkpoint's weights to the base layers, and refuse adapters that differ from the model's."""
     _check_adapters(model, state_dict, prefix)
+    if not any(is_adapter(name) for name in state_dict):  # a plain checkpoint leaves the adapters as they are
+        state_dict.update({f'{prefix}{name}': model.get_parameter(name).data for name in adapter_names(model)})
     for name, _module in model.named_modules():
         if not name.endswith('.base_layer'):
             continue

@@ -3,16 +3,28 @@
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmseg_eomt.adapters.guard import is_adapter
 from mmseg_eomt.adapters.inject import inject, lora_config
 from mmseg_eomt.adapters.summary import summarise
-from mmseg_eomt.models.split import check_split
+from mmseg_eomt.engine.checks import (
+    check_classes,
+    check_split,
+    check_weights,
+    is_training,
+    resume_own_run,
+    segmentor_of,
+    weights_of,
+)
+from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.models.eomt_head import EoMTHead
+
+ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
 
 
 @HOOKS.register_module()
@@ -47,7 +59,7 @@ class LoRAHook(Hook):
         r: int = 16,
         lora_alpha: float = 32,
         lora_dropout: float = 0.05,
-        target_modules: Sequence[str] = ('qkv', 'proj', 'q_proj', 'v_proj'),
+        target_modules: Sequence[str] = ATTENTION_LAYERS,
         exclude_modules: Sequence[str] = ('patch_embed.proj',),
         trainable_modules: Sequence[str] = (
             'decode_head.input_projection',
@@ -69,8 +81,7 @@ class LoRAHook(Hook):
             raise ValueError('LoRAHook works with the default Runner, not with FlexibleRunner: drop runner_type.')
         wrapped = is_model_wrapper(runner.model)
         outer = runner.model.module if wrapped else runner.model
-        model = _segmentor(runner.model)
-        training = isinstance(runner.optim_wrapper, OptimWrapper)
+        model, training = segmentor_of(runner), is_training(runner)
         if model is self._adapted:
             if training and not self._trained:
                 raise ValueError('This Runner has evaluated its adapted model before any training: train in a new one.')
@@ -81,6 +92,9 @@ class LoRAHook(Hook):
             self._before_training(runner, model)
         matches = inject(model, self.config, self.trainable_modules)
         runner.logger.info(summarise(model, matches))
+        unmatched = [target for target, names in matches.items() if not names and target not in ATTENTION_LAYERS]
+        if unmatched:
+            runner.logger.warning(f'target_modules {unmatched} matched no layer; the other targets are adapted.')
         self._frozen_norms = [
             module
             for module in model.modules()
@@ -99,6 +113,8 @@ class LoRAHook(Hook):
             raise ValueError(
                 'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
             )
+        check_classes(runner)
+        resume_own_run(runner)
         pretrained = any('Pretrained' in str(getattr(module, 'init_cfg', None)) for module in model.modules())
         if not (pretrained or runner.cfg.get('load_from') or runner.cfg.get('resume')):
             runner.logger.warning(
@@ -108,7 +124,13 @@ class LoRAHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters anew, is over."""
-        _segmentor(runner.model).__dict__.pop('init_weights', None)
+        model = segmentor_of(runner)
+        model.__dict__.pop('init_weights', None)
+        masked = any(any(module.mask_probs) for module in model.modules() if isinstance(module, EoMTHead))
+        if masked and not any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks):
+            runner.logger.warning(
+                'Masked attention stays on for the whole run; evaluation uses none. Add MaskAnnealingHook to custom_hooks.'
+            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Keep the statistics of frozen batch norms."""
@@ -123,12 +145,19 @@ class LoRAHook(Hook):
         """Compare it with this hook's numbers.
 
         Raises:
-            ValueError: If they differ: the weights would load and give another model.
+            ValueError: If they differ, weights are missing, or a run without adapters is to be resumed.
         """
+        check_weights(runner, checkpoint)
         own = dict(r=self.config.r, lora_alpha=self.config.lora_alpha)
         saved = checkpoint.get('meta', {}).get('lora', own)
         if saved != own:
             raise ValueError(f'The checkpoint was trained with LoRA {saved}, but LoRAHook has {own}: set the same.')
+        if not self.config.target_modules or any(is_adapter(name) for name in weights_of(checkpoint)):
+            return
+        if not is_training(runner):
+            runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
+        elif runner._resume:
+            raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
 
     @staticmethod
     def _rebuild_optimizer(runner: Runner) -> None:
@@ -138,13 +167,6 @@ class LoRAHook(Hook):
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(schedulers)
-
-
-def _segmentor(model: nn.Module) -> nn.Module:
-    """The segmentor inside wrappers for DDP and test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _already_done() -> None:

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
+from mmseg_eomt.engine.checks import (
+    check_classes,
+    check_split,
+    check_weights,
+    is_training,
+    resume_own_run,
+    segmentor_of,
+)
 from mmseg_eomt.models.eomt_head import EoMTHead
-from mmseg_eomt.models.split import check_split
 
 
 @HOOKS.register_module()
@@ -50,11 +56,20 @@ class MaskAnnealingHook(Hook):
         self.end_iters = end_iters
         self.power = power
 
+    def before_run(self, runner: Runner) -> None:
+        """Check the model and its data, and what is to be resumed."""
+        check_split(segmentor_of(runner))
+        if is_training(runner):
+            check_classes(runner)
+            resume_own_run(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check that the checkpoint fits."""
+        check_weights(runner, checkpoint)
+
     def before_train(self, runner: Runner) -> None:
         """Find the head and fix the iterations for this run's length."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_split(model)
-        heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
+        heads = [module for module in segmentor_of(runner).modules() if isinstance(module, EoMTHead)]
         if len(heads) != 1:
             raise ValueError(f'MaskAnnealingHook needs a model with one EoMTHead, found {len(heads)}.')
         self._head = heads[0]
@@ -69,8 +84,8 @@ class MaskAnnealingHook(Hook):
             self._spans = list(zip(self.start_iters, self.end_iters))
         if self._spans[-1][1] > runner.max_iters:
             print_log(
-                f'The masks are annealed until iteration {self._spans[-1][1]}, but the run ends at {runner.max_iters}, with '
-                f'masked attention, which evaluation has not: set start_iters and end_iters, or leave both out.',
+                f'The run ends at iteration {runner.max_iters} with masked attention still on (end_iters '
+                f'{self._spans[-1][1]}); evaluation uses none. Set start_iters and end_iters anew, or leave both out.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -214,10 +214,17 @@ class EoMTHead(BaseModule):
             ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same of layer i as ``d{i}.loss_…``.
 
         Raises:
-            ValueError: If a label map holds an id that is neither a class nor ``ignore_index``.
+            ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``.
         """
+        labels = [sample.gt_sem_seg.data for sample in batch_data_samples]
+        for sample, label in zip(batch_data_samples, labels):
+            if label.ndim != 3 or label.shape[0] != 1:
+                raise ValueError(
+                    f'A label map must be an image of one channel with a class id a pixel; that of '
+                    f'{sample.metainfo.get("seg_map_path", "a sample")} gave a tensor of shape {tuple(label.shape)}.'
+                )
         masks, classes = self(feats)
-        labels = torch.cat([sample.gt_sem_seg.data for sample in batch_data_samples])
+        labels = torch.cat(labels)
         targets = SemanticTargets.from_label_maps(labels, self.num_classes, self.ignore_index)
         grid = self._map_size(feats)
         height, width = self._size_on_grid(labels.shape[-2:], grid)

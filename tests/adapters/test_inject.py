@@ -79,7 +79,7 @@ def test_a_plain_checkpoints_weights_land_in_the_base_layers(tmp_path):
     inject(adapted, config(), NEW_PARTS)
     image, meta = torch.randn(1, 3, 64, 64), [dict(img_shape=(64, 64))]
 
-    load_checkpoint(adapted, str(tmp_path / 'plain.pth'))
+    load_checkpoint(adapted, str(tmp_path / 'plain.pth'), strict=True)  # and nothing is called missing
 
     with torch.no_grad():
         assert torch.equal(adapted.encode_decode(image, meta), plain.encode_decode(image, meta))
@@ -110,7 +110,8 @@ def test_loading_other_adapters_fails_with_the_difference(tmp_path, changes):
         (dict(r=2.5), 'got 2.5'),
         (dict(lora_dropout=1.0), 'lora_dropout must be from 0 to below 1, got 1.0'),
         (dict(lora_dropout=-0.1), 'got -0.1'),
-        (dict(lora_alpha=0), 'lora_alpha must be above 0'),
+        (dict(lora_alpha=0), 'lora_alpha must be a number above 0'),
+        (dict(lora_alpha='a'), "got 'a'"),
         (dict(targets='qkv'), "lists of names, got 'qkv'"),
     ],
 )

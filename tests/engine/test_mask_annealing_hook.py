@@ -55,7 +55,7 @@ def test_it_is_set_in_training_logged_and_restored_by_resuming(small_config):
 
 def test_a_run_that_ends_before_the_masks_are_annealed_is_warned_of(small_config, capfd):
     Runner.from_cfg(small_config(max_iters=1)).train()
-    assert 'annealed until iteration 2, but the run ends at 1' in ''.join(capfd.readouterr())
+    assert 'ends at iteration 1 with masked attention still on (end_iters 2)' in ''.join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

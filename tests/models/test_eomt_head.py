@@ -9,9 +9,9 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mmseg_eomt.engine.checks import check_split
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.layers import Attention
-from mmseg_eomt.models.split import check_split
 
 
 def small_segmentor(test_cfg: dict | None = None, head: dict | None = None, **backbone) -> torch.nn.Module:
@@ -148,6 +148,12 @@ def test_a_label_that_is_no_class_stops_training_with_what_to_check():
         labels = torch.zeros(1, 64, 64, dtype=torch.long)
         labels[0, 3] = 7
         model.loss(torch.randn(1, 3, 64, 64), samples(labels))
+
+
+def test_a_coloured_label_map_is_refused():
+    coloured = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(64, 64, 3, dtype=torch.long)))]
+    with pytest.raises(ValueError, match=r'one channel with a class id a pixel.*\(64, 64, 3\)'):
+        small_segmentor().loss(torch.randn(1, 3, 64, 64), coloured)
 
 
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
