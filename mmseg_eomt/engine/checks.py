@@ -30,6 +30,14 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
     return checkpoint.get('state_dict', checkpoint)
 
 
+def prepare_run(runner: Runner) -> None:
+    """Check the model and, in training, its data, and settle what is resumed; a second call changes nothing."""
+    check_split(segmentor_of(runner))
+    if is_training(runner):
+        check_classes(runner)
+        resume_own_run(runner)
+
+
 def check_split(model: nn.Module) -> None:
     """Make sure that backbone and head together are one whole ViT.
 

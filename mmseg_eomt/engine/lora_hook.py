@@ -12,15 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmseg_eomt.adapters.guard import is_adapter
 from mmseg_eomt.adapters.inject import inject, lora_config
 from mmseg_eomt.adapters.summary import summarise
-from mmseg_eomt.engine.checks import (
-    check_classes,
-    check_split,
-    check_weights,
-    is_training,
-    resume_own_run,
-    segmentor_of,
-    weights_of,
-)
+from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of, weights_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
 from mmseg_eomt.models.eomt_head import EoMTHead
 
@@ -87,7 +79,7 @@ class LoRAHook(Hook):
                 raise ValueError('This Runner has evaluated its adapted model before any training: train in a new one.')
             return
         self._adapted, self._trained = model, training
-        check_split(model)
+        prepare_run(runner)
         if training:
             self._before_training(runner, model)
         matches = inject(model, self.config, self.trainable_modules)
@@ -113,8 +105,6 @@ class LoRAHook(Hook):
             raise ValueError(
                 'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
             )
-        check_classes(runner)
-        resume_own_run(runner)
         pretrained = any('Pretrained' in str(getattr(module, 'init_cfg', None)) for module in model.modules())
         if not (pretrained or runner.cfg.get('load_from') or runner.cfg.get('resume')):
             runner.logger.warning(

@@ -9,14 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from mmseg_eomt.engine.checks import (
-    check_classes,
-    check_split,
-    check_weights,
-    is_training,
-    resume_own_run,
-    segmentor_of,
-)
+from mmseg_eomt.engine.checks import check_weights, prepare_run, segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 
 
@@ -58,10 +51,7 @@ class MaskAnnealingHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Check the model and its data, and what is to be resumed."""
-        check_split(segmentor_of(runner))
-        if is_training(runner):
-            check_classes(runner)
-            resume_own_run(runner)
+        prepare_run(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that the checkpoint fits."""
@@ -82,10 +72,11 @@ class MaskAnnealingHook(Hook):
             if len(self.start_iters) != num_blocks:
                 raise ValueError(f'{num_blocks} joint blocks need as many start_iters, got {len(self.start_iters)}.')
             self._spans = list(zip(self.start_iters, self.end_iters))
-        if self._spans[-1][1] > runner.max_iters:
+        last_end = max(end for _, end in self._spans)
+        if last_end > runner.max_iters:
             print_log(
                 f'The run ends at iteration {runner.max_iters} with masked attention still on (end_iters '
-                f'{self._spans[-1][1]}); evaluation uses none. Set start_iters and end_iters anew, or leave both out.',
+                f'{last_end}); evaluation uses none. Set start_iters and end_iters anew, or leave both out.',
                 logger='current',
                 level=logging.WARNING,
             )

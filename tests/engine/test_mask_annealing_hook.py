@@ -53,8 +53,11 @@ def test_it_is_set_in_training_logged_and_restored_by_resuming(small_config):
     assert resumed.model.decode_head.mask_probs == pytest.approx((0.0, 0.75**0.9))
 
 
-def test_a_run_that_ends_before_the_masks_are_annealed_is_warned_of(small_config, capfd):
-    Runner.from_cfg(small_config(max_iters=1)).train()
+@pytest.mark.parametrize('end_iters', [[1, 2], [2, 1]])
+def test_a_run_that_ends_before_the_masks_are_annealed_is_warned_of(small_config, capfd, end_iters):
+    config = small_config(max_iters=1)
+    config.custom_hooks[0].update(start_iters=[0, 0], end_iters=end_iters)
+    Runner.from_cfg(config).train()
     assert 'ends at iteration 1 with masked attention still on (end_iters 2)' in ''.join(capfd.readouterr())
 
 
