@@ -1,5 +1,6 @@
 """Made data, a small model's config and the tools as a user runs them."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import mmseg_eomt  # noqa: F401  registers models and hooks
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'tests' / 'data'
+RUN_NUMBERS = itertools.count()
 SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)
 
 
@@ -77,6 +79,8 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
     head = dict(num_queries=12, num_points=128, arch=SMALL_ARCH)
     options = {
         'work_dir': str(work_dir),
+        # mmengine names loggers by the second, and one of an earlier test would write to that test's captured output
+        'experiment_name': f'test_{next(RUN_NUMBERS)}',
         'load_from': None,
         'randomness': dict(seed=0),
         'model.backbone.arch': dict(_delete_=True, **SMALL_ARCH),
