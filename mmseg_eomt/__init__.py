@@ -4,11 +4,13 @@ from mmseg_eomt import compat
 
 compat.apply()
 
-from mmseg_eomt.adapters.guard import refuse_dropped_adapters  # noqa: E402
+from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
 from mmseg_eomt.engine import LoRAHook, MaskAnnealingHook  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
+from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 
-refuse_dropped_adapters()
+register_sources()
+load_adapters_or_refuse()
 
 __version__ = '0.1.0'
 __all__ = ['EoMTHead', 'EoMTViT', 'LoRAHook', 'MaskAnnealingHook', '__version__']

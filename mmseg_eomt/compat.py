@@ -3,12 +3,11 @@
 :func:`apply` is called once, when ``mmseg_eomt`` is imported and before anything of the toolbox is.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
-import os
 import sys
 import types
-import urllib.error
 from importlib import metadata
 
 from packaging.version import Version
@@ -34,8 +33,8 @@ def apply() -> None:
     check_packages()
     _place_ext_placeholder()
     _allow_mmengine_globals()
-    _load_urls_safely()
     _allow_cpu_processes()
+    _recompute_with_frozen_inputs()
 
 
 def check_packages() -> None:
@@ -119,36 +118,16 @@ def _allow_mmengine_globals() -> None:
     )
 
 
-def _load_urls_safely() -> None:
-    """Read downloaded checkpoints with ``weights_only=True`` too.
+def _recompute_with_frozen_inputs() -> None:
+    """Let ``activation_checkpointing`` reach the adapters of the first blocks.
 
-    mmengine downloads through ``torch.hub.load_state_dict_from_url``, whose default executes what a pickle asks for. Goes
-    when that default changes.
+    mmengine calls PyTorch's ``checkpoint`` without ``use_reentrant``: an old default gives no gradients where no input needs
+    one, as behind a frozen stem, and since PyTorch 2.9 the call is an error. Goes when mmengine passes ``False``.
     """
-    import torch
-    from mmengine.dist import barrier
-    from mmengine.runner import CheckpointLoader
+    from mmengine.runner import activation_checkpointing
+    from torch.utils.checkpoint import checkpoint
 
-    @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-    def load_from_http(filename: str, map_location=None, model_dir: str | None = None):
-        """Download once a machine, keep in torch's cache, and read only weights."""
-
-        def load():
-            try:
-                return torch.hub.load_state_dict_from_url(
-                    filename, model_dir, map_location, progress=os.isatty(2), weights_only=True
-                )
-            except urllib.error.URLError as error:
-                raise OSError(
-                    f'{filename} could not be downloaded ({error.reason}): get the file elsewhere, and give its path '
-                    f'as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
-                ) from error
-
-        downloads = os.environ.get('LOCAL_RANK', '0') == '0'
-        if downloads:
-            checkpoint = load()
-        barrier()
-        return checkpoint if downloads else load()
+    activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
 
 
 def _allow_cpu_processes() -> None:

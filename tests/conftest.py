@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 import mmseg_eomt  # noqa: F401  registers models and hooks
 
@@ -109,22 +110,45 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
     return options
 
 
+def make_config(scenes: Path, work_dir: Path, lora: bool = False, max_iters: int = 3, **changes) -> Config:
+    """A config of a few iterations of a small model."""
+    config = Config.fromfile(ROOT / 'configs' / ('eomt_lora_tiny_cityscapes.py' if lora else 'eomt_tiny_cityscapes.py'))
+    config.merge_from_dict(small_options(scenes, work_dir, max_iters))
+    spans = dict(start_iters=[0, max_iters], end_iters=[max_iters, 2 * max_iters])
+    for hook in config.custom_hooks:
+        if hook['type'] == 'MaskAnnealingHook':
+            hook.update(spans)
+    config.merge_from_dict(changes)
+    return config
+
+
 @pytest.fixture
 def small_config(scenes: Path, tmp_path: Path):
-    """Make a config of a few iterations: ``small_config(lora=True, max_iters=3, name='run', **changes)``."""
+    """Make a config: ``small_config(lora=True, max_iters=3, name='run', **changes)``; its work directory has that name."""
 
     def make(lora: bool = False, max_iters: int = 3, name: str = 'run', **changes) -> Config:
-        file = 'eomt_lora_tiny_cityscapes.py' if lora else 'eomt_tiny_cityscapes.py'
-        config = Config.fromfile(ROOT / 'configs' / file)
-        config.merge_from_dict(small_options(scenes, tmp_path / name, max_iters))
-        spans = dict(start_iters=[0, max_iters], end_iters=[max_iters, 2 * max_iters])
-        for hook in config.custom_hooks:
-            if hook['type'] == 'MaskAnnealingHook':
-                hook.update(spans)
-        config.merge_from_dict(changes)
-        return config
+        return make_config(scenes, tmp_path / name, lora, max_iters, **changes)
 
     return make
+
+
+@pytest.fixture(scope='session')
+def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a plain model whose masks are annealed, trained for one iteration; to be read only."""
+    config = make_config(scenes, tmp_path_factory.mktemp('runs') / 'base', max_iters=1)
+    config.custom_hooks[0].update(start_iters=[-2, -2], end_iters=[-1, -1])
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return f'{runner.work_dir}/iter_1.pth'
+
+
+@pytest.fixture(scope='session')
+def lora(scenes: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A slim checkpoint of adapters on :func:`base`, trained for two iterations and exported too; to be read only."""
+    changes = {'custom_hooks.0.save_adapter': True, 'load_from': base}
+    runner = Runner.from_cfg(make_config(scenes, tmp_path_factory.mktemp('runs') / 'lora', True, 2, **changes))
+    runner.train()
+    return f'{runner.work_dir}/iter_2.pth'
 
 
 @pytest.fixture

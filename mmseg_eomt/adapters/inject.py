@@ -1,13 +1,15 @@
 """Put PEFT adapters into a model and freeze the rest."""
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.guard import is_adapter
+from mmseg_eomt.adapters.config import as_values, depends_on_base
+from mmseg_eomt.adapters.names import adapter_names, is_adapter, tuner_layers, within
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -15,66 +17,46 @@ if TYPE_CHECKING:
 ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
-def lora_config(
-    r: int,
-    lora_alpha: float,
-    lora_dropout: float,
-    target_modules: Sequence[str],
-    exclude_modules: Sequence[str] = (),
-) -> 'PeftConfig':
-    """Check the numbers and build PEFT's ``LoraConfig``.
+def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Names of the layers that each of the config's targets matches, by PEFT's own rule.
 
     Args:
-        r: Rank, at least 1.
-        lora_alpha: Scale; an adapter's output is multiplied by ``lora_alpha / r``. Above 0.
-        lora_dropout: Dropout in front of an adapter, from 0 to below 1.
-        target_modules: Last parts of the names of the layers to adapt.
-        exclude_modules: Last parts of names that are left out all the same.
+        model: Any module.
+        config: PEFT's config (see :func:`~.config.lora_config`).
+        trainable_modules: Modules that are trained whole, in which no layer is adapted.
 
-    Raises:
-        ImportError: If PEFT is not installed, with the command that installs it.
-        ValueError: If a number is out of range or the targets are no list of names.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ValueError(f'The rank r must be a whole number of at least 1, got {r!r}.')
-    if not isinstance(lora_alpha, (int, float)) or not lora_alpha > 0:
-        raise ValueError(f'lora_alpha must be a number above 0, got {lora_alpha!r}.')
-    if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
-        raise ValueError(f'lora_dropout must be from 0 to below 1, got {lora_dropout!r}.')
-    if isinstance(target_modules, str) or isinstance(exclude_modules, str):
-        raise ValueError(
-            f'target_modules and exclude_modules are lists of names, got {target_modules!r} and {exclude_modules!r}.'
-        )
-    return LoraConfig(
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=list(target_modules),
-        exclude_modules=list(exclude_modules) or None,
-    )
-
-
-def match_targets(model: nn.Module, config: 'PeftConfig') -> dict[str, list[str]]:
-    """Names of the layers that each of the config's targets matches, by PEFT's own rule (the last parts of the name).
+    Returns:
+        A list for each target; where the config's target is a regular expression, one list under it.
 
     Raises:
         ValueError: If no target matches anything; the message lists what could match.
     """
-    excluded = _excluded(model, config)
-    modules = {name: module for name, module in model.named_modules() if name not in excluded}
-    matches = {t: [name for name in modules if _ends_with(name, t)] for t in sorted(config.target_modules)}
-    if matches and not any(matches.values()):
-        layers = Counter(name.split('.')[-1] for name, module in modules.items() if isinstance(module, ADAPTABLE) and name)
+    config = _fitted(model, config, trainable_modules)
+    targets = config.target_modules or []
+    expression = isinstance(targets, str)
+    matches: dict[str, list[str]] = {target: [] for target in ([targets] if expression else sorted(targets))}
+    if not matches:
+        return matches
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    for name, _module in model.named_modules():
+        if check_target_module_exists(config, name):
+            for target in matches:
+                if expression or _ends_with(name, target):
+                    matches[target].append(name)
+    if not any(matches.values()):
+        left_out = set(config.exclude_modules or ())
+        layers = Counter(
+            name.split('.')[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, ADAPTABLE) and name and name not in left_out
+        )
         choices = ', '.join(f'{name} ({count})' for name, count in sorted(layers.items()) if not name.isdigit())
         raise ValueError(f'target_modules {list(matches)} match no layer of the model. Names that would match: {choices}.')
     return matches
 
 
-def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[str] = ()) -> dict[str, list[str]]:
+def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str] = ()) -> dict[str, list[str]]:
     """Adapt the layers that the config targets, in place, and freeze everything but adapters and ``trainable_modules``.
 
     The model keeps its class and names; an adapted layer ``x`` becomes ``x.base_layer`` with its adapters beside it. A
@@ -82,34 +64,34 @@ def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[s
 
     Args:
         model: Any module, its pretrained weights already in.
-        config: PEFT's config (see :func:`lora_config`). Without targets only ``trainable_modules`` are trained.
-        trainable_modules: Names of modules whose parameters are trained too, such as ``'decode_head.class_head'``.
+        config: PEFT's config (see :func:`~.config.lora_config`). Without targets, or None, only ``trainable_modules`` are
+            trained.
+        trainable_modules: Names of modules whose parameters are trained too, such as ``'decode_head.class_head'``. The
+            config's ``modules_to_save`` are trained in the same way: in place, not in a second copy as PEFT does.
 
     Returns:
         The names of the layers that each target matched.
 
     Raises:
-        ValueError: If the targets match nothing, a name of ``trainable_modules`` is not in the model, or nothing would be
-            trained.
+        ValueError: If the model has adapters already, the targets match nothing, a name of ``trainable_modules`` is not in
+            the model, or nothing would be trained.
     """
-    parts = {name for name, _ in model.named_modules()}
-    unknown = [name for name in trainable_modules if name not in parts]
-    if unknown:
-        known = sorted(f'{name}.{child}' for name, m in model.named_children() for child, _ in m.named_children())
-        raise ValueError(f'trainable_modules {unknown} are not in the model, which has {known}.')
-    matches = match_targets(model, config)
-    original = {id(parameter) for parameter in model.parameters()}
+    if tuner_layers(model):
+        raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
+    whole = find_modules(model, trainable_modules) + modules_to_save(model, config)
+    matches = match_targets(model, config, whole) if config else {}
+    for parameter in model.parameters():
+        parameter.requires_grad = False
     if matches:
         from peft import inject_adapter_in_model
 
-        config = copy.copy(config)  # with what is to be left out of this model by its full name
-        targets = config.target_modules
-        config.exclude_modules = [n for n in _excluded(model, config) if any(_ends_with(n, t) for t in targets)] or None
-        inject_adapter_in_model(config, model)
-    trained = tuple(f'{name}.' for name in trainable_modules)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
+            inject_adapter_in_model(_fitted(model, config, whole), model)
     num_trained = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = id(parameter) not in original or name.startswith(trained)
+        if within(name, whole) and parameter.is_floating_point():
+            parameter.requires_grad = True
         num_trained += parameter.requires_grad
     if not num_trained:
         raise ValueError('Nothing is left to train: give target_modules, trainable_modules or both.')
@@ -117,50 +99,116 @@ def inject(model: nn.Module, config: 'PeftConfig', trainable_modules: Sequence[s
     return matches
 
 
-def adapter_names(model: nn.Module) -> list[str]:
-    """Names of the adapters' own parameters."""
-    return [name for name, _ in model.named_parameters() if is_adapter(name)]
+def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The names as they are, once all are found to be modules of the model.
+
+    Raises:
+        ValueError: If some are not, with those there are.
+    """
+    parts = {name for name, _ in model.named_modules()}
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        known = sorted(f'{name}.{child}' for name, m in model.named_children() for child, _ in m.named_children())
+        raise ValueError(f'trainable_modules {unknown} are not in the model, which has {known}.')
+    return list(names)
+
+
+def modules_to_save(model: nn.Module, config: 'PeftConfig | None') -> list[str]:
+    """Full names of the modules that the config's ``modules_to_save`` match, by PEFT's rule (the end of the name).
+
+    Raises:
+        ValueError: If one of them matches nothing.
+    """
+    ends = getattr(config, 'modules_to_save', None) or ()
+    names = [name for name, _ in model.named_modules()]
+    found = {end: [name for name in names if name.endswith(end)] for end in ends}
+    missing = [end for end, matched in found.items() if not matched]
+    if missing:
+        raise ValueError(f'modules_to_save {missing} match no module of the model.')
+    return [name for matched in found.values() for name in matched]
 
 
 def _ends_with(name: str, part: str) -> bool:
-    """PEFT's rule for matching a module's name."""
+    """PEFT's rule for matching a layer's name."""
     return name == part or name.endswith(f'.{part}')
 
 
-def _excluded(model: nn.Module, config: 'PeftConfig') -> list[str]:
-    """Names that the config leaves out, and layers whose adapters would do nothing.
+def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'PeftConfig':
+    """A copy that leaves out, by full name, what this model cannot use adapters in.
 
-    PyTorch's own attention reads the weights of its layers and never calls them.
+    Those are the layers in modules that are trained whole, and the layers of PyTorch's own attention, whose weights it reads
+    without calling them. The targets stay as they are: PEFT skips ``layers_to_transform`` for full names.
     """
     parts = config.exclude_modules or ()
-    names = [name for name, _ in model.named_modules() if any(_ends_with(name, part) for part in parts)]
-    attentions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    return names + [f'{name}.{child}' for name, attention in attentions for child, _ in attention.named_children()]
+    targets = config.target_modules or ()
+    in_attention = {
+        f'{name}.{child}'
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child, _ in module.named_children()
+    }
+    config = copy.copy(config)
+    if isinstance(parts, str):  # an expression of the user's is left as it is
+        return config
+    config.modules_to_save = None
+    config.exclude_modules = [
+        name
+        for name, _ in model.named_modules()
+        if (isinstance(targets, str) or any(_ends_with(name, target) for target in targets))
+        and (name in in_attention or within(name, whole) or any(_ends_with(name, part) for part in parts))
+    ] or None
+    return config
 
 
 def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Send a plain checkpoint's weights to the base layers, and refuse adapters that differ from the model's."""
-    _check_adapters(model, state_dict, prefix)
-    if not any(is_adapter(name) for name in state_dict):  # a plain checkpoint leaves the adapters as they are
-        state_dict.update({f'{prefix}{name}': model.get_parameter(name).data for name in adapter_names(model)})
-    for name, _module in model.named_modules():
-        if not name.endswith('.base_layer'):
-            continue
-        layer = prefix + name.removesuffix('.base_layer')
-        for kind in ('weight', 'bias'):
-            if f'{layer}.{kind}' in state_dict:
-                state_dict[f'{layer}.base_layer.{kind}'] = state_dict.pop(f'{layer}.{kind}')
+    own = adapter_names(model)
+    given = [name for name in state_dict if is_adapter(name) or name.removeprefix(prefix) in own]
+    if given:
+        check_adapters(model, {name.removeprefix(prefix): state_dict[name] for name in given})
+    elif own:
+        moved = [name for name in state_dict if f'{prefix}{_to_base(model, name.removeprefix(prefix))}' != name]
+        if moved and any(depends_on_base(as_values(config)) for config in model.peft_config.values()):
+            raise RuntimeError(
+                'These adapters (DoRA, PiSSA or the like) were computed from the base weights that the model had: load the '
+                'plain checkpoint before they are put in.'
+            )
+        # a plain checkpoint leaves the adapters as they are
+        state_dict.update({f'{prefix}{name}': model.get_parameter(name).data for name in own})
+    for name in list(state_dict):
+        target = f'{prefix}{_to_base(model, name.removeprefix(prefix))}'
+        if name.startswith(prefix) and target != name:
+            state_dict[target] = state_dict.pop(name)
 
 
-def _check_adapters(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    given = {n[len(prefix) :]: tuple(v.shape) for n, v in state_dict.items() if n.startswith(prefix) and is_adapter(n)}
-    if not given:
-        return
+def _to_base(model: nn.Module, name: str) -> str:
+    """Where a parameter of a plain model sits in the adapted one."""
+    layer, _, kind = name.rpartition('.')
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError:
+        return name
+    adapted = hasattr(module, 'base_layer') and kind in dict(module.base_layer.named_parameters(recurse=False))
+    return f'{layer}.base_layer.{kind}' if adapted else name
+
+
+def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
+    """Compare adapters from a file with the model's.
+
+    Args:
+        model: An adapted model.
+        given: Adapters' parameters under the model's names.
+
+    Raises:
+        RuntimeError: If some are missing, unknown or of another shape, with what was given and what the model has.
+    """
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
     own = {name: tuple(model.get_parameter(name).shape) for name in adapter_names(model)}
+    buffers = {name for name, _ in model.named_buffers()}
     differing = [
-        f'{name}: checkpoint {given.get(name, "absent")}, model {own.get(name, "absent")}'
-        for name in sorted(given.keys() | own.keys())
-        if given.get(name) != own.get(name)
+        f'{name}: checkpoint {shapes.get(name, "absent")}, model {own.get(name, "absent")}'
+        for name in sorted((shapes.keys() | own.keys()) - buffers)
+        if shapes.get(name) != own.get(name)
     ]
     if differing:
         raise RuntimeError(

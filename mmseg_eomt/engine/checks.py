@@ -7,9 +7,11 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.guard import is_adapter
+from mmseg_eomt.adapters.checkpoint import note_of, weights_of
+from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.sources import is_whole
 
 
 def segmentor_of(runner: Runner) -> nn.Module:
@@ -23,11 +25,6 @@ def segmentor_of(runner: Runner) -> nn.Module:
 def is_training(runner: Runner) -> bool:
     """Whether ``Runner.train`` called the hook: only it builds the optimizer."""
     return isinstance(runner.optim_wrapper, OptimWrapper)
-
-
-def weights_of(checkpoint: dict) -> dict[str, Tensor]:
-    """The state dict of a loaded checkpoint, with or without mmengine's other entries."""
-    return checkpoint.get('state_dict', checkpoint)
 
 
 def prepare_run(runner: Runner) -> None:
@@ -80,13 +77,15 @@ def check_weights(runner: Runner, checkpoint: dict) -> None:
     Raises:
         ValueError: If weights are missing or of another shape, with some of their names.
     """
-    model, given = segmentor_of(runner), weights_of(checkpoint)
+    model, given, note = segmentor_of(runner), weights_of(checkpoint), note_of(checkpoint)
+    if note is not None and not note['complete'] and not tuner_layers(model):
+        return  # it leaves the base out, and without LoRAHook its loader refuses it
     given = {name.removeprefix('module.'): value for name, value in given.items() if isinstance(value, Tensor)}
     prefixes = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, (EoMTViT, EoMTHead)))
-    absent = []
+    absent, adapters = [], set(adapter_names(model))
     for name, parameter in model.named_parameters():
-        plain = name.replace('.base_layer', '')
-        if not name.startswith(prefixes) or is_adapter(name) or name.endswith('.pos_embed'):
+        plain = plain_name(name)
+        if not name.startswith(prefixes) or name in adapters or name.endswith('.pos_embed'):
             continue
         if '.class_head.' in name and is_training(runner):
             continue
@@ -103,14 +102,34 @@ def check_weights(runner: Runner, checkpoint: dict) -> None:
 
 
 def resume_own_run(runner: Runner) -> None:
-    """Let ``--resume`` go on from this run's last checkpoint where the config also has ``load_from``.
+    """Let ``--resume`` go on from this run's last whole checkpoint, also where the config has ``load_from``.
 
     mmengine would resume from ``load_from``, which is the other run that this one started from. A ``load_from`` inside the
-    work directory is resumed as asked, and so is any where the work directory has no checkpoint yet.
+    work directory is resumed as asked, and so is any where the work directory has no checkpoint yet. A run that was killed
+    while it wrote a checkpoint goes on from the one before.
     """
-    if not (runner._resume and runner._load_from):
+    if not runner._resume:
         return
-    last = find_latest_checkpoint(runner.work_dir)
-    if last and Path(runner.work_dir).resolve() not in Path(runner._load_from).resolve().parents:
-        runner.logger.info(f'Resuming this run from {last}; load_from={runner._load_from} was where it started.')
-        runner._load_from = None
+    work_dir, asked = Path(runner.work_dir), runner._load_from
+    if asked and work_dir.resolve() in Path(asked).resolve().parents:
+        return
+    last = last_whole_checkpoint(runner)
+    if last is None:
+        return
+    if asked:
+        runner.logger.info(f'Resuming this run from {last}; load_from={asked} was where it started.')
+    runner._load_from = str(last)
+
+
+def last_whole_checkpoint(runner: Runner) -> Path | None:
+    """The latest checkpoint of the work directory that was written to its end; what is skipped is warned of."""
+    named = find_latest_checkpoint(runner.work_dir)
+    found = [*Path(runner.work_dir).glob('iter_*.pth'), *Path(runner.work_dir).glob('epoch_*.pth')]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    if named and Path(named) not in found and Path(named).is_file():  # saved elsewhere, or under another name
+        found.insert(0, Path(named))
+    for path in found:
+        if is_whole(path):
+            return path
+        runner.logger.warning(f'{path} is no whole checkpoint (was the run killed while it wrote it?) and is skipped.')
+    return None

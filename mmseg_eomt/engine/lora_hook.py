@@ -1,22 +1,41 @@
 """Where a Runner adapts its model."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
 from mmseg.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from mmseg_eomt.adapters.guard import is_adapter
-from mmseg_eomt.adapters.inject import inject, lora_config
-from mmseg_eomt.adapters.summary import summarise
-from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of, weights_of
+from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading
+from mmseg_eomt.adapters.checkpoint import (
+    KEY,
+    UNKNOWN_BASE,
+    check_note,
+    completed,
+    left_out,
+    note,
+    note_of,
+    weights_of,
+)
+from mmseg_eomt.adapters.config import lora_config, peft_config
+from mmseg_eomt.adapters.files import peft_names, save_adapter
+from mmseg_eomt.adapters.inject import find_modules, inject, modules_to_save
+from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
+from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
+from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.engine.random_state import RandomState
 from mmseg_eomt.models.eomt_head import EoMTHead
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
+TABLE = 'adapters.txt'  # in the work directory
 
 
 @HOOKS.register_module()
@@ -24,33 +43,43 @@ class LoRAHook(Hook):
     """Put LoRA adapters (PEFT) into the model once its pretrained weights are in, and freeze the rest.
 
     A Runner wraps the model and builds optimizer and schedulers before it loads any weights. So in ``before_run``, ahead of
-    the other hooks, this one initialises the weights, injects the adapters, wraps the model anew and rebuilds optimizer and
-    schedulers from the config: they, the checkpoints, an EMA copy and evaluation all see the adapted model. When testing it
-    injects only, and the checkpoint's adapters find their place. It prints what trains and what is frozen, and keeps the
-    statistics of frozen batch norms as they are.
+    the other hooks, this one brings the base weights in, injects the adapters, wraps the model anew and rebuilds optimizer
+    and schedulers from the config: they, the checkpoints, an EMA copy and evaluation all see the adapted model. When testing
+    it adapts the model as the checkpoint needs it, and not at all for a plain or merged one. It prints what trains and what
+    is frozen, writes the same in full to ``adapters.txt`` in the work directory, and keeps the statistics of frozen batch
+    norms as they are.
 
     Args:
-        r: Rank. Default: 16.
-        lora_alpha: Scale, over ``r``. Default: 32.
-        lora_dropout: Dropout in front of an adapter. Default: 0.05.
+        r: LoRA's rank. Default: 16.
+        lora_alpha: LoRA's scale, over ``r``. Default: 32.
+        lora_dropout: Dropout in front of LoRA's adapters. Default: 0.05.
         target_modules: Last parts of the names of the layers to adapt; an empty list adapts none. Default: the attention
             layers of common ViTs.
         exclude_modules: Last parts of names to leave out. Default: the patch embedding, whose layer is called ``proj`` too.
         trainable_modules: Modules that are trained beside the adapters. Default: the parts of :class:`EoMTHead` that no
             checkpoint of a ViT holds; the projection only exists on a backbone of another width.
+        peft: Further fields for PEFT's own config class, which ``type`` names; ``LoraConfig`` if it is left out, to which
+            ``r``, ``lora_alpha`` and ``lora_dropout`` belong. Default: none.
+        save: ``'trainable'`` keeps the weights that can be found again, through ``init_cfg`` or ``load_from``, out of the
+            checkpoints, and notes their fingerprints. ``'full'`` keeps all in. Default: ``'trainable'``.
+        save_adapter: Whether each checkpoint is also written in PEFT's format, to ``adapters/iter_<n>`` in the work
+            directory. Default: False.
+        base_precision: ``'fp32'``, ``'bf16'``, or ``'8bit'`` and ``'4bit'`` with bitsandbytes: how the frozen linear layers
+            are kept in memory. Default: ``'fp32'``.
 
     Raises:
-        ImportError: If PEFT is missing.
-        ValueError: If a number is out of range, a name matches nothing, or a checkpoint was trained with other numbers.
+        ImportError: If PEFT is missing and adapters are needed.
+        ValueError: If a number is out of range, a name matches nothing, or a checkpoint was trained with other adapters or
+            on another base.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(
         self,
-        r: int = 16,
-        lora_alpha: float = 32,
-        lora_dropout: float = 0.05,
+        r: int | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float | None = None,
         target_modules: Sequence[str] = ATTENTION_LAYERS,
         exclude_modules: Sequence[str] = ('patch_embed.proj',),
         trainable_modules: Sequence[str] = (
@@ -60,9 +89,35 @@ class LoRAHook(Hook):
             'decode_head.mask_head',
             'decode_head.upscale',
         ),
+        peft: dict | None = None,
+        save: str = 'trainable',
+        save_adapter: bool = False,
+        base_precision: str = 'fp32',
     ) -> None:
-        self.config = lora_config(r, lora_alpha, lora_dropout, target_modules, exclude_modules)
+        if save not in ('trainable', 'full'):
+            raise ValueError(f"save is 'trainable' or 'full', got {save!r}.")
+        if base_precision not in PRECISIONS:
+            raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
+        fields = dict(peft or {})
+        config_class = fields.pop('type', 'LoraConfig')
+        numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
+        given = {name: value for name, value in numbers.items() if value is not None}
+        targets = dict(target_modules=target_modules, exclude_modules=exclude_modules)
+        if config_class == 'LoraConfig':
+            lora = dict(r=16, lora_alpha=32, lora_dropout=0.05)
+            self._make_config = lambda: lora_config(**{**lora, **targets, **given, **fields})
+        else:
+            if given:
+                raise ValueError(f"{list(given)} are LoRA's numbers: put those of {config_class} into peft.")
+            self._make_config = lambda: peft_config(config_class, **{**targets, **fields})
+        self._warn_unmatched = tuple(target_modules) != ATTENTION_LAYERS
         self.trainable_modules = tuple(trainable_modules)
+        self.save = save
+        self.save_adapter = save_adapter
+        self.base_precision = base_precision
+        self.config: Any = None
+        self.base: dict[str, Any] = UNKNOWN_BASE
+        self.random_state = RandomState()
         self._adapted: nn.Module | None = None
         self._trained = False
         self._frozen_norms: list[nn.Module] = []
@@ -72,6 +127,11 @@ class LoRAHook(Hook):
         if isinstance(runner, FlexibleRunner):
             raise ValueError('LoRAHook works with the default Runner, not with FlexibleRunner: drop runner_type.')
         wrapped = is_model_wrapper(runner.model)
+        if wrapped and not isinstance(runner.model, DistributedDataParallel):
+            raise ValueError(
+                f'LoRAHook works with DistributedDataParallel, not with {type(runner.model).__name__}, which cuts up the '
+                f'weights before adapters can be put in: drop model_wrapper_cfg.'
+            )
         outer = runner.model.module if wrapped else runner.model
         model, training = segmentor_of(runner), is_training(runner)
         if model is self._adapted:
@@ -80,37 +140,107 @@ class LoRAHook(Hook):
             return
         self._adapted, self._trained = model, training
         prepare_run(runner)
-        if training:
-            self._before_training(runner, model)
-        matches = inject(model, self.config, self.trainable_modules)
-        runner.logger.info(summarise(model, matches))
-        unmatched = [target for target, names in matches.items() if not names and target not in ATTENTION_LAYERS]
-        if unmatched:
-            runner.logger.warning(f'target_modules {unmatched} matched no layer; the other targets are adapted.')
-        self._frozen_norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
-        ]
+        checkpoint = self._read_checkpoint(runner)
+        if checkpoint is not None and note_of(checkpoint) is None and not training:  # plain, or merged
+            if not checkpoint.get('meta', {}).get('merged'):
+                runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
+            return
+        self.config = self._make_config()
+        self._bring_base(runner, model, checkpoint, training)
+        matches = self._inject(model)
         if wrapped:
             runner.model = outer  # lets go of the old wrapper before the new one takes the parameters
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), outer)
         if training:
             model.init_weights = _already_done
             self._rebuild_optimizer(runner)
+            self._prepare_saving(runner, model)
+        self._report(runner, model, matches)
 
-    @staticmethod
-    def _before_training(runner: Runner, model: nn.Module) -> None:
+    def _read_checkpoint(self, runner: Runner) -> dict | None:
+        if not runner._load_from:
+            return None
+        checkpoint = CheckpointLoader.load_checkpoint(runner._load_from, map_location='cpu', logger=runner.logger)
+        if runner._resume and is_training(runner) and 'message_hub' not in checkpoint:
+            raise ValueError(f'{runner._load_from} holds no run to resume: to start from it, leave out --resume.')
+        return checkpoint
+
+    def _bring_base(self, runner: Runner, model: nn.Module, checkpoint: dict | None, training: bool) -> None:
+        """The weights below the adapters, before these are put in: some methods compute their first values from them."""
+        given = note_of(checkpoint)
+        if given is not None:
+            check_note(given, self.config, runner._load_from)
+            self.base = given['base']
+        elif runner._resume and checkpoint is not None and self.config.target_modules:
+            raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
+        if given is not None and not given['complete']:
+            restore_base(model, self.base)
+            return
+        if not training:
+            return  # the checkpoint brings all of it
         if not runner.cfg.get('optim_wrapper'):
             raise ValueError(
                 'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
             )
-        pretrained = any('Pretrained' in str(getattr(module, 'init_cfg', None)) for module in model.modules())
-        if not (pretrained or runner.cfg.get('load_from') or runner.cfg.get('resume')):
-            runner.logger.warning(
-                'LoRAHook freezes a model of random weights: neither init_cfg nor load_from names any. Set one of them.'
-            )
-        model.init_weights()
+        with watch_loading(model) as loaded:
+            model.init_weights()
+            if checkpoint is not None and given is None:
+                self._load_plain(runner, model, checkpoint)
+        if given is None:
+            self.base = describe_base(model, loaded, runner._load_from)
+            if not loaded:
+                runner.logger.warning(
+                    'LoRAHook freezes a model of random weights: neither init_cfg nor load_from names any. Set one of them.'
+                )
+
+    @staticmethod
+    def _load_plain(runner: Runner, model: nn.Module, checkpoint: dict) -> None:
+        """What the Runner would do after ``before_run``; an EMA copy is made of the loaded model later."""
+        for hook in runner.hooks:
+            if not isinstance(hook, EMAHook):
+                hook.after_load_checkpoint(runner, checkpoint)
+        weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
+        load_state_dict(model, weights, logger=runner.logger)
+        runner._has_loaded = True
+        runner.logger.info(f'Load checkpoint from {runner._load_from}')
+
+    def _inject(self, model: nn.Module) -> dict[str, list[str]]:
+        whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
+        if self.base_precision != 'fp32':
+            reduce_precision(model, self.base_precision, whole)
+        matches = inject(model, self.config, self.trainable_modules)
+        frozen = {name.replace('.base_layer.', '.') for name, p in model.named_parameters() if not p.requires_grad}
+        noted = {name: value for name, value in self.base['fingerprints'].items() if name in frozen}
+        self.base = dict(self.base, fingerprints=noted)
+        self._frozen_norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+        ]
+        return matches
+
+    def _prepare_saving(self, runner: Runner, model: nn.Module) -> None:
+        if self.save_adapter:
+            peft_names(model)  # an error now rather than at the first checkpoint
+        runner.register_hook(_SaveTrained(self), priority='LOWEST')  # after an EMA hook has put its weights in
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
+                runner.logger.warning(
+                    'With max_keep_ckpts=1 the last checkpoint is deleted before the next is written, and a run that is '
+                    'killed in between has none to resume from: set 2.'
+                )
+
+    def _report(self, runner: Runner, model: nn.Module, matches: dict[str, list[str]]) -> None:
+        optimizer = type(runner.optim_wrapper.optimizer).__name__ if is_training(runner) else 'AdamW'
+        states = ADAM_STATES if optimizer.startswith(('Adam', 'NAdam', 'RAdam')) else 1
+        dropped = left_out(model, self.base) if self.save == 'trainable' else set()
+        runner.logger.info(summarise(model, matches, dropped, states))
+        unmatched = [target for target, names in matches.items() if not names]
+        if unmatched and self._warn_unmatched:
+            runner.logger.warning(f'target_modules {unmatched} matched no layer; the other targets are adapted.')
+        if is_main_process():
+            table = Path(runner.work_dir) / TABLE
+            table.write_text(summarise(model, matches, dropped, states, full=True) + '\n', encoding='utf-8')
 
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters anew, is over."""
@@ -123,31 +253,35 @@ class LoRAHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Keep the statistics of frozen batch norms."""
+        """Keep the statistics of frozen batch norms, and draw on where a resumed run stopped."""
+        self.random_state.start_iteration()
         for norm in self._frozen_norms:
             norm.eval()
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note what the shapes of the adapters do not tell."""
-        checkpoint['meta']['lora'] = dict(r=self.config.r, lora_alpha=self.config.lora_alpha)
+    def before_val(self, runner: Runner) -> None:
+        """Evaluation draws nothing from the training's random numbers."""
+        self.random_state.keep()
+
+    def after_val(self, runner: Runner) -> None:
+        """See :meth:`before_val`."""
+        self.random_state.give_back()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare it with this hook's numbers.
+        """Put in what the checkpoint leaves out, and make sure that it fits.
 
         Raises:
-            ValueError: If they differ, weights are missing, or a run without adapters is to be resumed.
+            RuntimeError: If its adapters are not those of the model.
+            ValueError: If weights are missing.
         """
+        given, model = note_of(checkpoint), segmentor_of(runner)
+        if given is not None and not given['complete']:
+            checkpoint['state_dict'] = completed(model, checkpoint['state_dict'])
+            if 'ema_state_dict' in checkpoint:
+                checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.')
+        elif given is not None and 'state_dict' in checkpoint:
+            checkpoint['state_dict'] = dict(checkpoint['state_dict'])
         check_weights(runner, checkpoint)
-        own = dict(r=self.config.r, lora_alpha=self.config.lora_alpha)
-        saved = checkpoint.get('meta', {}).get('lora', own)
-        if saved != own:
-            raise ValueError(f'The checkpoint was trained with LoRA {saved}, but LoRAHook has {own}: set the same.')
-        if not self.config.target_modules or any(is_adapter(name) for name in weights_of(checkpoint)):
-            return
-        if not is_training(runner):
-            runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
-        elif runner._resume:
-            raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
+        self.random_state.load(runner, checkpoint)
 
     @staticmethod
     def _rebuild_optimizer(runner: Runner) -> None:
@@ -157,6 +291,29 @@ class LoRAHook(Hook):
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(schedulers)
+
+
+class _SaveTrained(Hook):
+    """Make a checkpoint small and say in it what it holds; the last hook before it is written."""
+
+    def __init__(self, owner: LoRAHook) -> None:
+        self.owner = owner
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        owner, model = self.owner, segmentor_of(runner)
+        owner.random_state.save(checkpoint)
+        meta = checkpoint['meta']
+        meta[KEY] = note(owner.config, owner.trainable_modules, owner.base, complete=owner.save == 'full')
+        if owner.save_adapter:
+            folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
+            known = {name: meta[name] for name in ('iter', 'epoch') if name in meta}
+            save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
+        if owner.save == 'full':
+            return
+        dropped = left_out(model, owner.base)
+        for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+            for name in dropped if key in checkpoint else ():
+                checkpoint[key].pop(f'{prefix}{name}', None)
 
 
 def _already_done() -> None:

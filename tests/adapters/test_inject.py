@@ -11,7 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
-from mmseg_eomt.adapters.inject import adapter_names, inject, lora_config
+from mmseg_eomt.adapters import inject, lora_config
+from mmseg_eomt.adapters.names import adapter_names
 from mmseg_eomt.adapters.summary import summarise
 from mmseg_eomt.weights.resize import resize_pos_embed
 

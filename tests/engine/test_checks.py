@@ -8,16 +8,6 @@ from conftest import reference, run_tool
 from mmengine.runner import Runner
 
 
-@pytest.fixture
-def base(small_config) -> str:
-    """A plain model whose masks are annealed, trained for one iteration."""
-    config = small_config(max_iters=1, name='base')
-    config.custom_hooks[0].update(start_iters=[-2, -2], end_iters=[-1, -1])
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return f'{runner.work_dir}/iter_1.pth'
-
-
 @pytest.mark.parametrize('lora', [False, True], ids=['full', 'lora'])
 def test_resume_goes_on_with_this_run_where_load_from_is_set(small_config, config_file, base, lora):
     first = small_config(lora=lora, load_from=base, max_iters=2)

@@ -1,0 +1,150 @@
+"""PEFT's configs: made from a few numbers, described in plain values, compared."""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+# What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout and
+# the first values by nothing that is kept, and the rest is bookkeeping.
+_MAY_DIFFER = {
+    *('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save'),
+    *('lora_dropout', 'rank_dropout', 'module_dropout', 'init_lora_weights', 'init_weights'),
+    *('inference_mode', 'base_model_name_or_path', 'revision', 'auto_mapping', 'peft_version', 'task_type'),
+    *('runtime_config', 'loftq_config', 'eva_config', 'corda_config'),
+}
+
+
+def lora_config(
+    r: int,
+    lora_alpha: float,
+    lora_dropout: float,
+    target_modules: Sequence[str],
+    exclude_modules: Sequence[str] = (),
+    **others,
+) -> 'PeftConfig':
+    """Check the numbers and build PEFT's ``LoraConfig``.
+
+    Args:
+        r: Rank, at least 1.
+        lora_alpha: Scale; an adapter's output is multiplied by ``lora_alpha / r``. Above 0.
+        lora_dropout: Dropout in front of an adapter, from 0 to below 1.
+        target_modules: Last parts of the names of the layers to adapt.
+        exclude_modules: Last parts of names that are left out all the same.
+        others: Further fields of ``LoraConfig``, such as ``use_dora=True``.
+
+    Raises:
+        ImportError: If PEFT is not installed, with the command that installs it.
+        ValueError: If a number is out of range, the targets are no list of names, or PEFT knows no such field.
+    """
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise ValueError(f'The rank r must be a whole number of at least 1, got {r!r}.')
+    if not isinstance(lora_alpha, (int, float)) or not lora_alpha > 0:
+        raise ValueError(f'lora_alpha must be a number above 0, got {lora_alpha!r}.')
+    if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
+        raise ValueError(f'lora_dropout must be from 0 to below 1, got {lora_dropout!r}.')
+    numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
+    return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **others})
+
+
+def peft_config(
+    config_class: str, target_modules: Sequence[str], exclude_modules: Sequence[str] = (), **others
+) -> 'PeftConfig':
+    """Build a config of any PEFT method that adapts layers.
+
+    Args:
+        config_class: Name of PEFT's config class, such as ``'LoHaConfig'``.
+        target_modules: Last parts of the names of the layers to adapt.
+        exclude_modules: Last parts of names that are left out all the same.
+        others: Further fields of the class. ``target_modules`` may stand here as a regular expression for whole names.
+
+    Raises:
+        ImportError: If PEFT is not installed, with the command that installs it.
+        ValueError: If PEFT has no such class or field, or refuses a value.
+    """
+    peft = import_peft()
+    if isinstance(target_modules, str) or isinstance(exclude_modules, str):
+        raise ValueError(
+            f'target_modules and exclude_modules are lists of names, got {target_modules!r} and {exclude_modules!r}.'
+        )
+    cls = getattr(peft, config_class, None)
+    if not (isinstance(cls, type) and issubclass(cls, peft.PeftConfig)):
+        raise ValueError(f"PEFT {peft.__version__} has no config class {config_class!r}: type is one like 'LoHaConfig'.")
+    if config_class == 'AdaLoraConfig':
+        raise ValueError('AdaLoRA moves ranks between layers by a call after each step, which LoRAHook does not make.')
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(others.keys() - known)
+    if unknown:
+        raise ValueError(f"{config_class} has no {unknown}: PEFT {peft.__version__}'s has {sorted(known)}.")
+    values = dict(target_modules=list(target_modules), exclude_modules=list(exclude_modules) or None)
+    try:
+        return cls(**{**{name: value for name, value in values.items() if name in known}, **others})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{config_class} refuses its fields: {error}') from error
+
+
+def import_peft():
+    """The package, or an error that says how to install it.
+
+    Raises:
+        ImportError: If it cannot be imported.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
+    return peft
+
+
+def as_values(config: 'PeftConfig') -> dict:
+    """The config in plain values, for a checkpoint: sets as sorted lists, enumerations by their value."""
+    return {name: _plain(value) for name, value in config.to_dict().items()}
+
+
+def from_values(values: dict) -> 'PeftConfig':
+    """The config that :func:`as_values` described, or one read from an ``adapter_config.json``.
+
+    Raises:
+        ImportError: If PEFT is missing.
+        ValueError: If this version of PEFT does not know the method.
+    """
+    peft = import_peft()
+    values = {name: value for name, value in values.items() if name != 'peft_version'}
+    try:
+        return peft.PeftConfig.from_peft_type(**values)
+    except KeyError as error:
+        raise ValueError(f'PEFT {peft.__version__} does not know the method {error}: install a later version.') from error
+
+
+def differences(given: dict, own: dict) -> list[str]:
+    """Fields of two described configs whose difference would make another model, as ``name: given, own``."""
+    names = sorted((given.keys() & own.keys()) - _MAY_DIFFER)
+    if changes_base(given) or changes_base(own):
+        names += [name for name in ('init_lora_weights', 'init_weights') if name in given]
+    return [f'{name}: {given[name]!r}, here {own.get(name)!r}' for name in names if given[name] != own.get(name)]
+
+
+def changes_base(values: dict) -> bool:
+    """Whether the method takes its first values out of the base weights, which it changes: PiSSA, OLoRA and the like."""
+    start = values.get('init_lora_weights', values.get('init_weights', True))
+    return isinstance(start, str) and start not in ('gaussian', 'orthogonal')
+
+
+def depends_on_base(values: dict) -> bool:
+    """Whether fresh adapters are computed from the base weights: those of :func:`changes_base`, and DoRA's magnitudes."""
+    return bool(values.get('use_dora')) or changes_base(values)
+
+
+def _plain(value):
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

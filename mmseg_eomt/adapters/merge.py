@@ -1,0 +1,94 @@
+"""Adapters into the weights: a plain model again."""
+
+from torch import nn
+
+from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.adapters.precision import full_precision
+
+LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
+
+
+def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
+    """Add the adapters to the weights of their layers, in place; the model is a plain one afterwards, without PEFT.
+
+    Args:
+        model: An adapted model.
+        weights: A factor for each adapter that is to be mixed in, by name: every weight becomes the base's plus the sum of
+            the adapters' changes times their factors, also in modules that were trained whole. Default: the active adapter
+            as it is.
+
+    Raises:
+        ValueError: If the model has no adapters, or their method cannot be merged.
+    """
+    layers = tuner_layers(model)
+    if not layers:
+        raise ValueError('The model has no adapters to merge.')
+    if weights is None:
+        _merge_active(layers)
+    else:
+        _check_weighted(model, weights)
+        for layer in layers.values():
+            _add_weighted(layer, weights)
+    for name, layer in layers.items():
+        _replace(model, name, layer.get_base_layer())
+    _unwrap_modules(model, weights)
+    model.__dict__.pop('peft_config', None)
+
+
+def _merge_active(layers: dict[str, nn.Module]) -> None:
+    done = []
+    for name, layer in layers.items():
+        full_precision(layer)
+        try:
+            layer.merge(safe_merge=True)
+        except (NotImplementedError, ValueError, AttributeError, RuntimeError) as error:
+            for other in done:
+                other.unmerge()
+            raise ValueError(f'{type(layer).__name__} at {name} cannot be merged: {error}') from error
+        done.append(layer)
+
+
+def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
+    unknown = [name for name in weights if name not in model.peft_config]
+    if unknown:
+        raise ValueError(f'The model has no adapters {unknown}, but {list(model.peft_config)}.')
+    for name in weights:
+        config = model.peft_config[name]
+        method = getattr(config.peft_type, 'value', config.peft_type)
+        if method not in LINEAR_METHODS or getattr(config, 'use_dora', False) or getattr(config, 'lora_bias', False):
+            raise ValueError(
+                f'Adapter {name!r} cannot be weighted: its method ({method}) changes more than a sum. '
+                f'Without weights, merge takes it whole.'
+            )
+
+
+def _add_weighted(layer: nn.Module, weights: dict[str, float]) -> None:
+    full_precision(layer)
+    weight = layer.get_base_layer().weight
+    changes = [(layer.get_delta_weight(name), factor) for name, factor in weights.items() if name in layer.scaling]
+    for change, factor in changes:
+        weight.data += factor * change.to(weight.dtype)
+
+
+def _unwrap_modules(model: nn.Module, weights: dict[str, float] | None) -> None:
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, wrapper in [(n, m) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]:
+        module, copies = wrapper.original_module, wrapper.modules_to_save
+        if weights is None:
+            active = wrapper.active_adapters[0]
+            module = copies[active] if active in copies else module  # noqa: SIM401  ModuleDict has no get
+        else:
+            base = {key: value.clone() for key, value in module.state_dict().items()}
+            mixed = {key: value.clone() for key, value in base.items()}
+            for adapter, factor in weights.items():
+                for key, value in copies[adapter].state_dict().items() if adapter in copies else ():
+                    if value.is_floating_point():
+                        mixed[key] += factor * (value - base[key])
+            module.load_state_dict(mixed)
+        _replace(model, name, module)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,153 @@
+"""Stopped, killed and resumed runs go on as if nothing had happened, or say why not."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+def losses(runner: Runner) -> list[float]:
+    return [float(value) for value in runner.message_hub.get_scalar('train/loss').data[0]]
+
+
+@pytest.mark.parametrize('save', ['trainable', 'full'])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(small_config, base, save):
+    changes = {
+        'custom_hooks.0.save': save,
+        'custom_hooks.0.lora_dropout': 0.1,
+        'default_hooks.checkpoint.interval': 2,
+        'train_cfg.val_interval': 2,  # evaluation between the two halves draws no random numbers of the training's
+    }
+    whole = Runner.from_cfg(small_config(lora=True, load_from=base, max_iters=4, name='whole', **changes))
+    whole.train()
+    # the same schedule, stopped after two of its four iterations
+    stopped = Runner.from_cfg(small_config(lora=True, load_from=base, max_iters=4, name='stopped', **changes))
+    stopped.register_hook(_Stop(), priority='LOWEST')
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+
+    resumed = Runner.from_cfg(small_config(lora=True, load_from=base, resume=True, max_iters=4, name='stopped', **changes))
+    resumed.train()
+
+    assert losses(resumed)[-4:] == pytest.approx(losses(whole)[-4:], rel=1e-5)
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters()):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5), name
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_last_whole_one(small_config, config_file, base):
+    changes = {'default_hooks.checkpoint.interval': 2}
+    config = small_config(lora=True, load_from=base, max_iters=6, **changes)
+    config.custom_imports['imports'].append('killed_while_saving')
+    config.custom_hooks.append(dict(type='KilledWhileSaving', at_iter=4))
+    file = config_file(config)
+    done = run_tool('tools/train.py', file, check=False, PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
+    assert done.returncode == -signal.SIGKILL
+    half = Path(config.work_dir) / 'iter_4.pth'
+    assert 0 < half.stat().st_size < (Path(config.work_dir) / 'iter_2.pth').stat().st_size
+    with pytest.raises(ValueError, match=r'iter_4.pth .* is no whole checkpoint'):
+        Runner.from_cfg(small_config(lora=True, load_from=str(half))).test()
+
+    (Path(config.work_dir) / 'last_checkpoint').write_text(str(half))  # as if it had been killed a moment later
+    config_file(small_config(lora=True, load_from=base, max_iters=6, **changes))
+    log = run_tool('tools/train.py', file, '--resume').stdout
+    assert 'iter_4.pth is no whole checkpoint' in log
+    assert 'resumed epoch: 0, iter: 2' in log
+    assert 'Iter(train) [6/6]' in log
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'custom_hooks.0.r': 8}, 'other adapters .*r: 16, here 8'),
+        ({'custom_hooks.0.lora_alpha': 8}, 'lora_alpha: 32, here 8'),
+        ({'custom_hooks.0.peft': dict(use_dora=True)}, 'use_dora: False, here True'),
+        ({'custom_hooks.0.peft': dict(type='LoHaConfig')}, 'peft_type'),
+        ({'custom_hooks.0.target_modules': ['qkv']}, 'has 8 weights that the model has not, such as .*proj.lora_A'),
+        ({'custom_hooks.0.target_modules': ['qkv', 'proj', 'fc1']}, r'lacks 8 of the \d+ weights .*fc1.lora_A'),
+        ({'custom_hooks.0.trainable_modules': ['decode_head']}, r'lacks \d+ of the \d+ weights'),
+    ],
+)
+@pytest.mark.parametrize('resume', [True, False], ids=['resume', 'load_from'])
+def test_other_adapters_are_refused_with_what_differs(small_config, base, lora, tmp_path, change, message, resume):
+    if change.get('custom_hooks.0.peft', {}).get('type'):
+        change = {**change, 'custom_hooks.0.r': None, 'custom_hooks.0.lora_alpha': None, 'custom_hooks.0.lora_dropout': None}
+    if resume:
+        (tmp_path / 'run').mkdir()
+        shutil.copy(lora, tmp_path / 'run')
+    where = dict(load_from=base, resume=True) if resume else dict(load_from=lora)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        Runner.from_cfg(small_config(lora=True, max_iters=2, **where, **change)).train()
+
+
+@pytest.fixture
+def own_lora(small_config, base, tmp_path) -> str:
+    """Adapters on a copy of the base that a test may change; the copy is ``base.pth``."""
+    shutil.copy(base, tmp_path / 'base.pth')
+    config = small_config(lora=True, load_from=str(tmp_path / 'base.pth'), max_iters=1, name='lora')
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    Runner.from_cfg(config).train()
+    return str(tmp_path / 'lora' / 'iter_1.pth')
+
+
+def test_another_base_is_refused_with_what_differs(small_config, own_lora, tmp_path):
+    changed = torch.load(tmp_path / 'base.pth', weights_only=True)
+    changed['state_dict']['backbone.blocks.0.mlp.fc1.weight'] += 0.1
+    torch.save(changed, tmp_path / 'base.pth')
+    for mode, options in (('train', dict(resume=True, name='lora')), ('test', {})):
+        runner = Runner.from_cfg(small_config(lora=True, load_from=own_lora, max_iters=2, **options))
+        with pytest.raises(ValueError, match=r'trained on another base: 1 of \d+ .*blocks.0.mlp.fc1.weight.*base.pth'):
+            getattr(runner, mode)()
+
+
+def test_a_base_that_has_moved_is_named_and_can_be_given(small_config, own_lora, tmp_path):
+    (tmp_path / 'base.pth').rename(tmp_path / 'moved.pth')
+    with pytest.raises(FileNotFoundError, match=r'base.pth, the base .* is not there.*model.init_cfg'):
+        Runner.from_cfg(small_config(lora=True, load_from=own_lora)).test()
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'moved.pth'))
+    runner = Runner.from_cfg(small_config(lora=True, load_from=own_lora, **{'model.init_cfg': init_cfg}))
+    assert runner.test()['mIoU'] >= 0
+
+
+@pytest.mark.parametrize('source', ['checkpoint', 'folder'])
+def test_a_new_run_starts_from_adapters(small_config, base, lora, source):
+    first = torch.load(lora, weights_only=True)['state_dict']
+    start = {}
+    where = lora if source == 'checkpoint' else str(Path(lora).parent / 'adapters' / 'iter_2')
+    runner = Runner.from_cfg(small_config(lora=True, load_from=where, max_iters=1, name='second'))
+    runner.register_hook(_Look(start), priority='LOWEST')
+    runner.train()
+    assert runner.iter == 1
+    trained = [name for name in first if '.lora_' in name or 'class_head' in name or 'query_embed' in name]
+    assert len(trained) == 2 * 8 + 3
+    assert all(torch.equal(start[name], first[name]) for name in trained)
+    second = torch.load(f'{runner.work_dir}/iter_1.pth', weights_only=True)
+    assert second['meta']['adapter']['base']['load_from'] == base  # not the adapters it started from
+
+
+def test_an_adapter_folder_is_nothing_to_resume(small_config, lora):
+    folder = str(Path(lora).parent / 'adapters' / 'iter_2')
+    with pytest.raises(ValueError, match='holds no run to resume'):
+        Runner.from_cfg(small_config(lora=True, load_from=folder, resume=True)).train()
+
+
+class _Look(Hook):
+    """Copies the weights when training starts."""
+
+    def __init__(self, start: dict) -> None:
+        self.start = start
+
+    def before_train(self, runner: Runner) -> None:
+        self.start.update({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+
+class _Stop(Hook):
+    """Ends a run as Ctrl-C does, after its second iteration."""
+
+    def after_train_iter(self, runner: Runner, *_, **__) -> None:
+        if runner.iter == 1:
+            raise KeyboardInterrupt
