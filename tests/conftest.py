@@ -89,6 +89,7 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
         'model.data_preprocessor.size': crop,
         'model.test_cfg.crop_size': crop,
         'model.test_cfg.stride': crop,
+        'test_pipeline': test_pipeline,  # that of init_model
         'train_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False,
         'train_dataloader.batch_size': 2,

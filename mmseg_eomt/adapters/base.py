@@ -93,8 +93,9 @@ def differing(parameters: dict[str, Tensor], base: dict[str, Any]) -> Iterator[s
 def restore_base(model: nn.Module, base: dict[str, Any]) -> None:
     """Bring a plain model's weights to those that adapters were trained on.
 
-    They are left alone if they are the same already. Otherwise ``init_cfg`` is carried out, the model's own where it has one
-    and the noted one elsewhere, and then the noted ``load_from``, unless the model itself has an ``init_cfg``.
+    They are left alone if they are known to be the same already. Otherwise ``init_cfg`` is carried out, the model's own
+    where it has one and the noted one elsewhere, and then the noted ``load_from``, unless the model itself has an
+    ``init_cfg``.
 
     Args:
         model: A segmentor without adapters.
@@ -102,12 +103,17 @@ def restore_base(model: nn.Module, base: dict[str, Any]) -> None:
 
     Raises:
         OSError: If a noted file is not there, with what to set.
-        ValueError: If the weights that were found are not the same, with what differs.
+        ValueError: If no base is named anywhere, or the weights that were found are not the same, with what differs.
     """
     parameters = dict(model.named_parameters())
-    if next(differing(parameters, base), None) is None:
+    if base['fingerprints'] and next(differing(parameters, base), None) is None:
         return
     own = pretrained_sources(model)
+    if not (own or base['init_cfg'] or base['load_from']):
+        raise ValueError(
+            'The adapters come without a word of the base that they were trained on, and the model names none: set '
+            "model.init_cfg=dict(type='Pretrained', checkpoint='<the base>'), or load it and then use load_adapter."
+        )
     modules = dict(model.named_modules())
     for name, checkpoint in base['init_cfg'].items():
         module = modules.get(name)

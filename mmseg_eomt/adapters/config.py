@@ -51,7 +51,11 @@ def lora_config(
 
 
 def peft_config(
-    config_class: str, target_modules: Sequence[str], exclude_modules: Sequence[str] = (), **others
+    config_class: str,
+    target_modules: Sequence[str],
+    exclude_modules: Sequence[str] = (),
+    expression: str | None = None,
+    **others,
 ) -> 'PeftConfig':
     """Build a config of any PEFT method that adapts layers.
 
@@ -59,7 +63,8 @@ def peft_config(
         config_class: Name of PEFT's config class, such as ``'LoHaConfig'``.
         target_modules: Last parts of the names of the layers to adapt.
         exclude_modules: Last parts of names that are left out all the same.
-        others: Further fields of the class. ``target_modules`` may stand here as a regular expression for whole names.
+        expression: A regular expression for whole names, in place of ``target_modules``. Default: None.
+        others: Further fields of the class.
 
     Raises:
         ImportError: If PEFT is not installed, with the command that installs it.
@@ -79,7 +84,7 @@ def peft_config(
     unknown = sorted(others.keys() - known)
     if unknown:
         raise ValueError(f"{config_class} has no {unknown}: PEFT {peft.__version__}'s has {sorted(known)}.")
-    values = dict(target_modules=list(target_modules), exclude_modules=list(exclude_modules) or None)
+    values = dict(target_modules=expression or list(target_modules), exclude_modules=list(exclude_modules) or None)
     try:
         return cls(**{**{name: value for name, value in values.items() if name in known}, **others})
     except (TypeError, ValueError) as error:

@@ -94,6 +94,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         model.load_state_dict(completed(model, weights))
         return
     from peft import inject_adapter_in_model, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
 
     config = from_values(given['peft'])
     config.modules_to_save = given['trainable_modules'] or None
@@ -104,7 +105,9 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         inject_adapter_in_model(config, model, adapter_name=name)
+    cast_adapter_dtype(model, name)
     try:
+        weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except KeyError as error:
         raise RuntimeError(f'{folder} lacks the weights of {error}, which its config lists in modules_to_save.') from error
@@ -193,6 +196,9 @@ def peft_names(model: nn.Module) -> dict[str, str]:
     saved = peft.get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     names = {by_id[id(value)]: f'{PREFIX}{name}' for name, value in saved.items() if id(value) in by_id}
     for module in whole_modules(model):
+        alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]
+        if alike:
+            raise ValueError(f'PEFT finds modules by how their names end, and would take {alike[0]} for {module} too.')
         names.update({name: f'{PREFIX}{name}' for name in state if name.startswith(f'{module}.')})
     homeless = [name for name, p in model.named_parameters() if p.requires_grad and name not in names]
     if homeless:

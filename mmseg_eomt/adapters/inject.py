@@ -84,10 +84,12 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
         parameter.requires_grad = False
     if matches:
         from peft import inject_adapter_in_model
+        from peft.functional import cast_adapter_dtype
 
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
             inject_adapter_in_model(_fitted(model, config, whole), model)
+        cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
     num_trained = 0
     for name, parameter in model.named_parameters():
         if within(name, whole) and parameter.is_floating_point():

@@ -78,8 +78,8 @@ def check_weights(runner: Runner, checkpoint: dict) -> None:
         ValueError: If weights are missing or of another shape, with some of their names.
     """
     model, given, note = segmentor_of(runner), weights_of(checkpoint), note_of(checkpoint)
-    if note is not None and not note['complete'] and not tuner_layers(model):
-        return  # it leaves the base out, and without LoRAHook its loader refuses it
+    if note is not None and not tuner_layers(model):
+        return  # without adapters the loader of its weights refuses it
     given = {name.removeprefix('module.'): value for name, value in given.items() if isinstance(value, Tensor)}
     prefixes = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, (EoMTViT, EoMTHead)))
     absent, adapters = [], set(adapter_names(model))

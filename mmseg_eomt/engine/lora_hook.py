@@ -100,6 +100,10 @@ class LoRAHook(Hook):
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
         fields = dict(peft or {})
         config_class = fields.pop('type', 'LoraConfig')
+        if isinstance(fields.get('target_modules'), str):  # for whole names
+            fields['expression'] = fields.pop('target_modules')
+        target_modules = fields.pop('target_modules', target_modules)
+        exclude_modules = fields.pop('exclude_modules', exclude_modules)
         numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
         given = {name: value for name, value in numbers.items() if value is not None}
         targets = dict(target_modules=target_modules, exclude_modules=exclude_modules)
@@ -302,15 +306,13 @@ class _SaveTrained(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         owner, model = self.owner, segmentor_of(runner)
         owner.random_state.save(checkpoint)
+        dropped = left_out(model, owner.base) if owner.save == 'trainable' else set()
         meta = checkpoint['meta']
-        meta[KEY] = note(owner.config, owner.trainable_modules, owner.base, complete=owner.save == 'full')
+        meta[KEY] = note(owner.config, owner.trainable_modules, owner.base, complete=not dropped)
         if owner.save_adapter:
             folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
             known = {name: meta[name] for name in ('iter', 'epoch') if name in meta}
             save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
-        if owner.save == 'full':
-            return
-        dropped = left_out(model, owner.base)
         for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
             for name in dropped if key in checkpoint else ():
                 checkpoint[key].pop(f'{prefix}{name}', None)
