@@ -27,7 +27,7 @@ BASE, LORA = 'eomt_demo', 'eomt_lora_demo'
 WORK_DIRS = Path('work_dirs')
 PICTURE = WORK_DIRS / 'demo.png'
 LOG = WORK_DIRS / 'demo.log'
-SHOWN = re.compile(r'scenes in|Iter\(|Adapted model|^  \w.*(\d|% of all parameters train)$|layers a target matched')
+SHOWN = re.compile(r'scenes in|Iter\(|Adapted model|^  \w.*(\d|% of all parameters train)$|layers a target|estimated sizes')
 MIN_GAIN = 15.0
 
 

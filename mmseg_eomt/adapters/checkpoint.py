@@ -11,6 +11,7 @@ from mmseg_eomt.adapters.base import differing, restore_base
 from mmseg_eomt.adapters.config import as_values, changes_base, differences, from_values
 from mmseg_eomt.adapters.inject import inject
 from mmseg_eomt.adapters.names import is_adapter, plain_name, tuner_layers
+from mmseg_eomt.adapters.precision import quantized_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -56,11 +57,13 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
 
 def left_out(model: nn.Module, base: dict[str, Any]) -> set[str]:
     """Names in an adapted model's state dict that can be found again: frozen weights that came from a file."""
-    return {
+    names = {
         name
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad and plain_name(name) in base['fingerprints']
     }
+    quantized = tuple(f'{name}.' for name in quantized_layers(model) if f'{name}.weight' in names)
+    return names | {name for name in model.state_dict() if name.startswith(quantized)}  # with their scales
 
 
 def check_note(given: dict[str, Any], config: 'PeftConfig | None', source: str) -> None:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmseg_eomt.adapters.names import tuner_layers
-from mmseg_eomt.adapters.precision import full_precision
+from mmseg_eomt.adapters.precision import full_precision, quantized_layers
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
 
@@ -23,6 +23,8 @@ def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
     layers = tuner_layers(model)
     if not layers:
         raise ValueError('The model has no adapters to merge.')
+    if quantized_layers(model):
+        raise ValueError('A base of 8 or 4 bits is not merged: load the adapters on the whole base, and merge that.')
     if weights is None:
         _merge_active(layers)
     else:

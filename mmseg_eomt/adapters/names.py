@@ -36,7 +36,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 def plain_name(name: str) -> str:
     """The name that a parameter had before its layer was adapted."""
-    return name.replace('.base_layer.', '.').replace('.original_module.', '.')
+    return re.sub(r'\.(base_layer|original_module)(?=\.|$)', '', name)
 
 
 def within(name: str, modules: Iterable[str]) -> bool:

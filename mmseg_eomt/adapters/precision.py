@@ -49,6 +49,11 @@ def reduce_precision(model: nn.Module, precision: str, trainable_modules: Sequen
     return len(layers)
 
 
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that bitsandbytes has quantized."""
+    return [name for name, module in model.named_modules() if type(module).__module__.startswith('bitsandbytes.')]
+
+
 def full_precision(layer: nn.Module) -> None:
     """Give an adapted layer whose base was reduced to bf16 a base of fp32 again, so that merging rounds nothing more."""
     base = layer.base_layer

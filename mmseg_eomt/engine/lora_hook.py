@@ -27,7 +27,8 @@ from mmseg_eomt.adapters.checkpoint import (
 from mmseg_eomt.adapters.config import lora_config, peft_config
 from mmseg_eomt.adapters.files import peft_names, save_adapter
 from mmseg_eomt.adapters.inject import find_modules, inject, modules_to_save
-from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
+from mmseg_eomt.adapters.names import plain_name
+from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
@@ -213,7 +214,7 @@ class LoRAHook(Hook):
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, whole)
         matches = inject(model, self.config, self.trainable_modules)
-        frozen = {name.replace('.base_layer.', '.') for name, p in model.named_parameters() if not p.requires_grad}
+        frozen = {plain_name(name) for name, p in model.named_parameters() if not p.requires_grad}
         noted = {name: value for name, value in self.base['fingerprints'].items() if name in frozen}
         self.base = dict(self.base, fingerprints=noted)
         self._frozen_norms = [
@@ -224,6 +225,11 @@ class LoRAHook(Hook):
         return matches
 
     def _prepare_saving(self, runner: Runner, model: nn.Module) -> None:
+        lost = [name for name in quantized_layers(model) if f'{plain_name(name)}.weight' not in self.base['fingerprints']]
+        if lost or (quantized_layers(model) and self.save == 'full'):
+            raise ValueError(
+                "A base of 8 or 4 bits is not saved: it takes save='trainable', and weights from init_cfg or load_from."
+            )
         if self.save_adapter:
             peft_names(model)  # an error now rather than at the first checkpoint
         runner.register_hook(_SaveTrained(self), priority='LOWEST')  # after an EMA hook has put its weights in

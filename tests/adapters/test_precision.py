@@ -1,5 +1,7 @@
 """A frozen base in fewer bits."""
 
+import sys
+
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -56,20 +58,36 @@ def test_an_unknown_precision_is_refused(small_config):
         Runner.from_cfg(small_config(lora=True, **{'custom_hooks.0.base_precision': 'int4'}))
 
 
+def test_a_quantized_base_without_bitsandbytes_asks_for_it(small_config, base, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)
+    config = small_config(lora=True, load_from=base, **{'custom_hooks.0.base_precision': '8bit'})
+    with pytest.raises(ImportError, match='run pip install bitsandbytes, or use bf16'):
+        Runner.from_cfg(config).train()
+
+
 @pytest.mark.parametrize('precision', ['8bit', '4bit'])
-def test_a_quantized_base_trains(small_config, base, precision):
-    changes = {'custom_hooks.0.base_precision': precision, 'load_from': base, 'max_iters': 2}
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match='run pip install bitsandbytes, or use bf16'):
-            Runner.from_cfg(small_config(lora=True, **changes)).train()
-        return
-    runner = Runner.from_cfg(small_config(lora=True, **changes))
+def test_a_quantized_base_trains_and_its_adapters_go_on_the_whole_one(small_config, precision):
+    pytest.importorskip('bitsandbytes')
+    arch = dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=2, layer_scale_init=1.0)  # 4 bits come in blocks of 64
+    wide = {f'model.{part}.arch': arch for part in ('backbone', 'decode_head')}
+    runner = Runner.from_cfg(small_config(max_iters=1, name='base', **wide))
     runner.train()
-    model = runner.model
+    changes = {**wide, 'custom_hooks.0.base_precision': precision, 'load_from': f'{runner.work_dir}/iter_1.pth'}
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=2, **changes))
+    runner.train()
+    model, checkpoint = runner.model, f'{runner.work_dir}/iter_2.pth'
     assert all(model.get_parameter(n).abs().max() > 0 for n in adapter_names(model) if '.lora_B.' in n)
     assert not model.backbone.blocks[0].attn.qkv.base_layer.weight.is_floating_point()
-    plain = init_model(small_config(lora=True), f'{runner.work_dir}/iter_2.pth', device='cpu')
-    error = (scores(plain) - scores(model)).abs().max() / scores(model).abs().max()
+    assert not [
+        name for name in torch.load(checkpoint, weights_only=True)['state_dict'] if 'backbone' in name and 'lora' not in name
+    ]
+
+    tester = Runner.from_cfg(small_config(lora=True, name='test', **{**changes, 'load_from': checkpoint}))
+    tester.test()
+    assert torch.equal(scores(tester.model), scores(model))
+    whole = init_model(small_config(lora=True, **wide), checkpoint, device='cpu')
+    error = (scores(whole) - scores(model)).abs().max() / scores(model).abs().max()
     assert error < 0.3
+    with pytest.raises(ValueError, match='8 or 4 bits is not merged'):
+        merge(model)
+    merge(whole)

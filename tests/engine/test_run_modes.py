@@ -46,6 +46,14 @@ def test_an_ema_copy_averages_the_adapters_and_is_what_is_evaluated(small_config
     copy = next(hook for hook in resumed.hooks if type(hook).__name__ == 'EMAHook').ema_model
     assert int(copy.steps) == 4
 
+    tester = Runner.from_cfg(
+        small_config(
+            lora=True, load_from=f'{runner.work_dir}/iter_3.pth', name='test', custom_hooks=[*config.custom_hooks, ema]
+        )
+    )
+    tester.test()
+    assert torch.equal(tester.model.get_parameter(name), averaged)
+
 
 def test_amp_trains_the_adapters(small_config, base, monkeypatch):
     """mmengine's wrapper asks for a GPU; bf16 autocast itself runs on a CPU."""
