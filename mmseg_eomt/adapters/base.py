@@ -11,7 +11,7 @@ from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.names import is_adapter
+from mmseg_eomt.adapters.names import is_adapter, plain_name
 
 
 @contextmanager
@@ -134,11 +134,10 @@ def restore_base(model: nn.Module, base: dict[str, Any]) -> None:
 
 
 def load_base(model: nn.Module, checkpoint: str) -> None:
-    """Load a plain checkpoint into a plain model.
+    """Load a checkpoint's base weights into a plain model; adapters that are in it are left out.
 
     Raises:
         OSError: If it is not there.
-        ValueError: If it has adapters.
     """
     try:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
@@ -147,10 +146,8 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
             f'{checkpoint}, the base that the adapters were trained on, is not there. Where it has moved, set '
             f"model.init_cfg=dict(type='Pretrained', checkpoint='<its new path>')."
         ) from error
-    state_dict = loaded.get('state_dict', loaded)
-    if any(is_adapter(name) for name in state_dict):
-        raise ValueError(f'{checkpoint} should be a plain base, but has adapters.')
-    load_state_dict(model, {name.removeprefix('module.'): value for name, value in state_dict.items()})
+    weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
+    load_state_dict(model, {plain_name(name): value for name, value in weights.items() if not is_adapter(name)})
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

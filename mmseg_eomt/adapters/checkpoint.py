@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.adapters.base import differing, restore_base
 from mmseg_eomt.adapters.config import as_values, changes_base, differences, from_values
 from mmseg_eomt.adapters.inject import inject
-from mmseg_eomt.adapters.names import is_adapter, plain_name, tuner_layers
+from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
 from mmseg_eomt.adapters.precision import quantized_layers
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def adapt(model: nn.Module, given: dict[str, Any]) -> None:
 def completed(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> dict[str, Tensor]:
     """A checkpoint's weights with what it left out, taken from the adapted model.
 
+    An adapter of PEFT's may come without the modules that are trained beside it here: they start from the base's.
+
     Args:
         model: The adapted model, its base restored.
         state_dict: The checkpoint's.
@@ -111,16 +113,18 @@ def completed(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '')
     Raises:
         RuntimeError: If the checkpoint's adapters are not those of the model.
     """
+    whole = set(adapter_names(model))
     if any(name.startswith('base_model.model.') for name in state_dict):
         from mmseg_eomt.adapters.files import from_peft_names
 
         state_dict = from_peft_names(model, state_dict)
+    else:
+        whole |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     own = {f'{prefix}{name}': value for name, value in model.state_dict().items()}
-    trained = {f'{prefix}{name}' for name, parameter in model.named_parameters() if parameter.requires_grad}
-    absent = sorted(trained - state_dict.keys())
+    absent = sorted({f'{prefix}{name}' for name in whole} - state_dict.keys())
     if absent:
         raise RuntimeError(
-            f'The checkpoint lacks {len(absent)} of the {len(trained)} weights that are trained here, such as {absent[:3]}: '
+            f'The checkpoint lacks {len(absent)} of the {len(whole)} weights that are trained here, such as {absent[:3]}: '
             f'set target_modules and trainable_modules as they were in training.'
         )
     unknown = sorted(name for name in state_dict.keys() - own.keys() if name.startswith(prefix))

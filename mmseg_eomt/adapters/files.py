@@ -47,7 +47,7 @@ def save_adapter(
     """
     if not tuner_layers(model):
         raise ValueError("The model has no adapters, which PEFT's format needs: a checkpoint holds the trained modules.")
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     names, whole = peft_names(model), whole_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
@@ -59,12 +59,15 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = dict(format='pt', mmseg_eomt=json.dumps(dict(base=base or UNKNOWN_BASE, **(meta or {}))))
-    new = folder / f'{WEIGHTS}.new'
-    save_file(tensors, new, metadata=header)
-    os.replace(new, folder / WEIGHTS)
-    new = folder / f'{CONFIG}.new'
-    new.write_text(json.dumps(as_values(config), indent=2, sort_keys=True) + '\n')
-    os.replace(new, folder / CONFIG)
+    _write(folder / WEIGHTS, save(tensors, metadata=header))
+    _write(folder / CONFIG, f'{json.dumps(as_values(config), indent=2, sort_keys=True)}\n'.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file at once: whoever reads it meets the old one or the new, and never half of it."""
+    new = path.with_name(f'{path.name}.new')
+    new.write_bytes(data)
+    os.replace(new, path)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', trainable: bool = False) -> None:

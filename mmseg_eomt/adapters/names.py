@@ -6,9 +6,13 @@ from collections.abc import Iterable
 
 from torch import nn
 
-# How the parameters of PEFT's methods begin; a model tells by its layers, a file only by names.
-_METHODS = 'lora|hada|lokr|oft|boft|ia3|hra|vera|road|shira|fourierft|c3a|miss|bone|delora|randlora|ln_tuning|waveft|gralora'
-_ADAPTER = re.compile(rf'\.(?:{_METHODS})_')
+# What PEFT's methods call their parameters; a model tells by its layers, a file only by names.
+_METHODS = (
+    r'lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|hada_[wt][12]|lokr_[wt][12]|oft_[rR]|boft_[Rs]|ia3_l|hra_u|'
+    r'vera_lambda_[bd]|randlora_(?:lambda|gamma)|delora_(?:A|B|lambda)|road_(?:theta|alpha)|fourierft_spectrum|c3a_kernel|'
+    r'miss_block|shira_weight|waveft_spectrum|gralora_[AB]|ln_tuning_layers'
+)
+_ADAPTER = re.compile(rf'\.(?:{_METHODS})(?![a-zA-Z])')
 
 
 def is_adapter(name: str) -> bool:

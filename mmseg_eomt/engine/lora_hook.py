@@ -24,10 +24,10 @@ from mmseg_eomt.adapters.checkpoint import (
     note_of,
     weights_of,
 )
-from mmseg_eomt.adapters.config import lora_config, peft_config
+from mmseg_eomt.adapters.config import changes_base, lora_config, peft_config
 from mmseg_eomt.adapters.files import peft_names, save_adapter
 from mmseg_eomt.adapters.inject import find_modules, inject, modules_to_save
-from mmseg_eomt.adapters.names import plain_name
+from mmseg_eomt.adapters.names import plain_name, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
@@ -176,6 +176,9 @@ class LoRAHook(Hook):
         if given is not None:
             check_note(given, self.config, runner._load_from)
             self.base = given['base']
+            if given['complete'] and not runner._resume:  # a new run finds the base where it has found it itself
+                changed = changes_base(given['peft'] or {})
+                self.base = UNKNOWN_BASE if changed else dict(self.base, init_cfg={}, load_from=runner._load_from)
         elif runner._resume and checkpoint is not None and self.config.target_modules:
             raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
         if given is not None and not given['complete']:
@@ -193,9 +196,13 @@ class LoRAHook(Hook):
                 self._load_plain(runner, model, checkpoint)
         if given is None:
             self.base = describe_base(model, loaded, runner._load_from)
-            if not loaded:
+            whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
+            frozen = [name for name, _ in model.named_parameters() if not within(name, whole)]
+            absent = [name for name in frozen if name not in loaded]
+            if absent:
                 runner.logger.warning(
-                    'LoRAHook freezes a model of random weights: neither init_cfg nor load_from names any. Set one of them.'
+                    f'LoRAHook freezes random weights: {len(absent)} of {len(frozen)} frozen parameters, such as '
+                    f'{absent[0]}, came from no file. Name one in init_cfg or load_from, or set trainable_modules.'
                 )
 
     @staticmethod
@@ -248,7 +255,7 @@ class LoRAHook(Hook):
         unmatched = [target for target, names in matches.items() if not names]
         if unmatched and self._warn_unmatched:
             runner.logger.warning(f'target_modules {unmatched} matched no layer; the other targets are adapted.')
-        if is_main_process():
+        if is_training(runner) and is_main_process():
             table = Path(runner.work_dir) / TABLE
             table.write_text(summarise(model, matches, dropped, states, full=True) + '\n', encoding='utf-8')
 

@@ -12,7 +12,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
 from mmseg_eomt.adapters import inject, lora_config
-from mmseg_eomt.adapters.names import adapter_names
+from mmseg_eomt.adapters.names import adapter_names, is_adapter
 from mmseg_eomt.adapters.summary import summarise
 from mmseg_eomt.weights.resize import resize_pos_embed
 
@@ -143,6 +143,11 @@ def test_any_model_without_adapters_refuses_a_lora_checkpoint(tmp_path):
         load_checkpoint(plain, str(tmp_path / 'lora.pth'))
 
 
+@pytest.mark.parametrize('name', ['decode_head.road_classifier.weight', 'head.oft_used.bias', 'x.lora_Attention.weight'])
+def test_a_plain_models_own_names_are_no_adapters(name):
+    assert not is_adapter(name)
+
+
 def test_an_adapted_model_and_its_copy_load_each_others_weights(tmp_path):
     model = segmentor()
     inject(model, config(), NEW_PARTS)
@@ -166,6 +171,20 @@ def test_a_plain_checkpoint_of_another_image_size_brings_its_position_embedding(
     torch.save(segmentor(img_size=(64, 96)).state_dict(), tmp_path / 'wide.pth')
     with pytest.raises(RuntimeError, match='24 patches, no square'):
         load_checkpoint(large, str(tmp_path / 'wide.pth'))
+
+
+def test_layers_in_modules_that_are_trained_whole_are_not_adapted():
+    model = segmentor()
+    inject(model, config(), ['decode_head'])
+    assert {name.split('.')[0] for name in adapter_names(model)} == {'backbone'}
+    assert all(parameter.requires_grad for parameter in model.decode_head.parameters())
+
+
+def test_a_model_is_not_adapted_twice():
+    model = segmentor()
+    inject(model, config())
+    with pytest.raises(ValueError, match='has adapters already'):
+        inject(model, config())
 
 
 def test_an_unknown_trainable_module_is_refused_with_those_there_are():

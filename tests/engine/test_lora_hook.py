@@ -1,5 +1,7 @@
 """LoRA through a real Runner: what changes, what is saved, and what evaluation sees."""
 
+import re
+
 import pytest
 import torch
 from conftest import run_tool
@@ -124,7 +126,7 @@ def test_a_frozen_model_of_random_weights_is_warned_of(small_config, base, capfd
     Runner.from_cfg(small_config(lora=True, load_from=base, max_iters=1)).train()
     assert 'random weights' not in ''.join(capfd.readouterr())
     Runner.from_cfg(small_config(lora=True, max_iters=1)).train()
-    assert 'freezes a model of random weights' in ''.join(capfd.readouterr())
+    assert re.search(r'freezes random weights: (\d+) of \1 frozen parameters', ''.join(capfd.readouterr()))
 
 
 def test_a_checkpoint_of_another_scale_is_refused(small_config):
@@ -134,6 +136,17 @@ def test_a_checkpoint_of_another_scale_is_refused(small_config):
     config.custom_hooks[0].lora_alpha = 8
     with pytest.raises(ValueError, match=r'trained with other adapters .*lora_alpha: 32, here 8'):
         Runner.from_cfg(config).test()
+
+
+def test_a_head_that_was_forgotten_in_trainable_modules_is_warned_of(small_config, base, tmp_path, capfd):
+    """Frozen at random weights, it would train nothing."""
+    checkpoint = torch.load(base, weights_only=True)
+    for name in [name for name in checkpoint['state_dict'] if 'class_head' in name]:
+        del checkpoint['state_dict'][name]
+    torch.save(checkpoint, tmp_path / 'headless.pth')
+    changes = {'custom_hooks.0.trainable_modules': [], 'load_from': str(tmp_path / 'headless.pth'), 'max_iters': 1}
+    Runner.from_cfg(small_config(lora=True, **changes)).train()
+    assert re.search(r'2 of \d+ frozen parameters, such as decode_head.class_head.weight', ''.join(capfd.readouterr()))
 
 
 def test_evaluating_before_training_in_one_runner_is_refused(small_config):

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, run_tool
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmseg.apis import init_model
 
 
 def losses(runner: Runner) -> list[float]:
@@ -127,6 +128,40 @@ def test_a_new_run_starts_from_adapters(small_config, base, lora, source):
     assert all(torch.equal(start[name], first[name]) for name in trained)
     second = torch.load(f'{runner.work_dir}/iter_1.pth', weights_only=True)
     assert second['meta']['adapter']['base']['load_from'] == base  # not the adapters it started from
+
+
+def test_an_adapter_of_pefts_without_a_head_starts_from_the_bases_head(small_config, base, tmp_path):
+    import peft
+
+    plain = init_model(small_config(), base, device='cpu')
+    fields = dict(r=16, lora_alpha=32, target_modules=['qkv', 'proj'], exclude_modules=['patch_embed.proj'])
+    peft.get_peft_model(plain, peft.LoraConfig(**fields, init_lora_weights=False)).save_pretrained(tmp_path / 'theirs')
+    start = {}
+    changes = {'model.init_cfg': dict(type='Pretrained', checkpoint=base)}
+    runner = Runner.from_cfg(small_config(lora=True, load_from=str(tmp_path / 'theirs'), max_iters=1, **changes))
+    runner.register_hook(_Look(start), priority='LOWEST')
+    runner.train()
+    weights = torch.load(base, weights_only=True)['state_dict']
+    assert torch.equal(start['decode_head.class_head.weight'], weights['decode_head.class_head.weight'])
+    name = 'backbone.blocks.0.attn.qkv.lora_B.default.weight'
+    assert torch.equal(start[name], plain.get_parameter(name)) and start[name].abs().max() > 0
+
+
+def test_a_new_run_from_a_full_checkpoint_finds_the_base_in_it(small_config, base, tmp_path):
+    shutil.copy(base, tmp_path / 'base.pth')
+    options = dict(lora=True, max_iters=1)
+    first = small_config(load_from=str(tmp_path / 'base.pth'), name='full', **options, **{'custom_hooks.0.save': 'full'})
+    Runner.from_cfg(first).train()
+    (tmp_path / 'base.pth').unlink()
+    full = str(tmp_path / 'full' / 'iter_1.pth')
+    runner = Runner.from_cfg(small_config(load_from=full, name='slim', **options))
+    runner.train()
+    slim = torch.load(tmp_path / 'slim' / 'iter_1.pth', weights_only=True)
+    assert slim['meta']['adapter']['base']['load_from'] == full
+    assert not [name for name in slim['state_dict'] if 'mlp' in name]
+    tester = Runner.from_cfg(small_config(lora=True, load_from=str(tmp_path / 'slim' / 'iter_1.pth'), name='test'))
+    tester.test()
+    assert all(torch.equal(value, runner.model.state_dict()[name]) for name, value in tester.model.state_dict().items())
 
 
 def test_an_adapter_folder_is_nothing_to_resume(small_config, lora):
