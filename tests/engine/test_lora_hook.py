@@ -21,7 +21,7 @@ def score_maps(runner: Runner) -> list[torch.Tensor]:
 
 
 def test_only_adapters_and_the_heads_new_parts_change_bit_for_bit(small_config, base):
-    base = CheckpointLoader.load_checkpoint(base)['state_dict']
+    start = CheckpointLoader.load_checkpoint(base)['state_dict']
     runner = Runner.from_cfg(small_config(lora=True, load_from=base))
     runner.train()
 
@@ -29,7 +29,7 @@ def test_only_adapters_and_the_heads_new_parts_change_bit_for_bit(small_config, 
     for name, parameter in runner.model.named_parameters():
         if '.lora_' in name:
             continue
-        equal = torch.equal(parameter, base[name.replace('.base_layer', '')])
+        equal = torch.equal(parameter, start[name.replace('.base_layer', '')])
         (kept if equal else changed).add(name)
     assert changed == {name for name, _ in runner.model.named_parameters() if name.startswith(NEW_PARTS)}
     assert len(kept) > 50
