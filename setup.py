@@ -21,7 +21,7 @@ setup(
         'torch>=2.6',
         'mmengine==0.10.7',
         'mmsegmentation==1.2.2',
-        'peft>=0.14',
+        'peft>=0.18',
         'scipy',
         'ftfy',  # mmsegmentation imports these two and does not ask for them
         'regex',

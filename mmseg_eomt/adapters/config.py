@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from packaging.version import Version
+
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+OLDEST_PEFT = '0.18'
 
 # What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout and
 # the first values by nothing that is kept, and the rest is bookkeeping.
@@ -95,12 +99,14 @@ def import_peft():
     """The package, or an error that says how to install it.
 
     Raises:
-        ImportError: If it cannot be imported.
+        ImportError: If it cannot be imported or is too old.
     """
     try:
         import peft
     except ImportError as error:
         raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
+    if Version(peft.__version__) < Version(OLDEST_PEFT):
+        raise ImportError(f'LoRA needs PEFT {OLDEST_PEFT} or later, found {peft.__version__}: run pip install -U peft')
     return peft
 
 

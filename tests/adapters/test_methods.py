@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from mmseg.apis import init_model
+from packaging.version import Version
 
 from mmseg_eomt.adapters import merge, peft_config
 from mmseg_eomt.adapters.names import adapter_names
@@ -38,6 +39,8 @@ def scores(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize('method', METHODS)
 def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
+    if method == 'biases' and Version(peft.__version__) < Version('0.21'):
+        pytest.skip("earlier versions of PEFT's format have no place for bare biases, and save_adapter says so")
     hook = dict(type='LoRAHook', peft=METHODS[method], save_adapter=True)
     config = small_config(lora=True, load_from=base, max_iters=2, custom_hooks=[hook])
     config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
