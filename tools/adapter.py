@@ -39,7 +39,7 @@ def info(checkpoint: str) -> None:
     print(f'  {"trained whole":<18}{", ".join(given["trainable_modules"]) or "nothing"}')
     base = given['base']
     for module, source in base['init_cfg'].items():
-        print(f'  {"base":<18}{source} (init_cfg of {module or "the model"})')
+        print(f'  {"base":<18}{source["checkpoint"]} (init_cfg of {module or "the model"})')
     if base['load_from']:
         print(f'  {"base":<18}{base["load_from"]} (load_from)')
     print(f'  {"fingerprints":<18}{len(base["fingerprints"])} weights of the base')
@@ -51,7 +51,7 @@ def export(config: str, checkpoint: str, folder: str) -> None:
 
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)
-    known = {name: loaded['meta'][name] for name in ('iter', 'epoch') if name in loaded.get('meta', {})}
+    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta') if name in loaded.get('meta', {})}
     save_adapter(model, folder, base=given['base'], meta=known)
     size = sum(path.stat().st_size for path in Path(folder).glob('adapter_*'))
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')
@@ -63,12 +63,14 @@ def merge(config: str, checkpoint: str, out: str) -> None:
 
     from mmseg_eomt.adapters import merge as merge_adapters
     from mmseg_eomt.adapters.checkpoint import KEY
+    from mmseg_eomt.adapters.names import tuner_layers
 
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)
-    merge_adapters(model)
+    if tuner_layers(model):  # without any, the trained modules are in the model already
+        merge_adapters(model)
     meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
     meta.setdefault('dataset_meta', model.dataset_meta)
     Path(out).parent.mkdir(parents=True, exist_ok=True)

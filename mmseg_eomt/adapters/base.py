@@ -37,15 +37,23 @@ def watch_loading(model: nn.Module) -> Iterator[set[str]]:
             handle.remove()
 
 
-def pretrained_sources(model: nn.Module) -> dict[str, str]:
-    """The checkpoints that ``init_cfg`` names, by the module that loads it; the model itself is ``''``."""
+def pretrained_sources(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The entries of ``init_cfg`` that name a checkpoint, by the module that loads it; the model itself is ``''``."""
     sources = {}
     for name, module in model.named_modules():
         init_cfg = getattr(module, 'init_cfg', None)
         for part in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
             if part.get('type') in ('Pretrained', PretrainedInit):
-                sources[name] = part['checkpoint']
+                sources[name] = {**part, 'type': 'Pretrained'}
     return sources
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the running statistics of norms, under a plain model's names."""
+    weights = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    buffers = {plain_name(name): buffer for name, buffer in model.named_buffers()}
+    statistics = ('running_mean', 'running_var')
+    return weights | {name: value for name, value in buffers.items() if name.rpartition('.')[2] in statistics}
 
 
 def fingerprint(value: Tensor) -> str:
@@ -63,74 +71,118 @@ def describe_base(model: nn.Module, names: Iterable[str], load_from: str | None)
         load_from: The checkpoint that was loaded over ``init_cfg``'s, if any.
 
     Returns:
-        ``init_cfg`` (as :func:`pretrained_sources`), ``load_from`` and ``fingerprints`` by parameter.
+        ``init_cfg`` (as :func:`pretrained_sources`), ``load_from`` and ``fingerprints`` by parameter, and by running
+        statistic of a norm.
     """
-    parameters = dict(model.named_parameters())
+    weights, found = named_weights(model), set(names)
+    parents = {name.rpartition('.')[0] for name in found}
+    found |= {name for name in weights if '.running_' in name and name.rpartition('.')[0] in parents}
     return dict(
         init_cfg=pretrained_sources(model),
         load_from=load_from,
-        fingerprints={name: fingerprint(parameters[name]) for name in sorted(names)},
+        fingerprints={name: fingerprint(weights[name]) for name in sorted(found)},
     )
 
 
-def differing(parameters: dict[str, Tensor], base: dict[str, Any]) -> Iterator[str]:
-    """Parameters, under a plain model's names, that are not those of the description.
+def without_trained(base: dict[str, Any], trained: Iterable[str]) -> dict[str, Any]:
+    """The description less the parameters that are trained, and the statistics beside them."""
+    trained = set(trained)
+    parents = {name.rpartition('.')[0] for name in trained}
+    kept = {
+        name: noted
+        for name, noted in base['fingerprints'].items()
+        if name not in trained and not ('.running_' in name and name.rpartition('.')[0] in parents)
+    }
+    return dict(base, fingerprints=kept)
+
+
+def differing(weights: dict[str, Tensor], base: dict[str, Any]) -> Iterator[str]:
+    """Weights (:func:`named_weights`) that are not those of the description.
 
     A position embedding of another length passes: another size of images asks for it.
     """
     for name, noted in base['fingerprints'].items():
-        if name not in parameters:
+        if name not in weights:
             yield f'{name}: absent'
             continue
-        shape = 'x'.join(map(str, parameters[name].shape))
+        shape = 'x'.join(map(str, weights[name].shape))
         if name.endswith('pos_embed') and noted.split(':')[0] != shape:
             continue
-        given = fingerprint(parameters[name])
+        given = fingerprint(weights[name])
         if given != noted:
             yield f'{name}: {given}, in training {noted}'
 
 
-def restore_base(model: nn.Module, base: dict[str, Any]) -> None:
+def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] = ()) -> None:
     """Bring a plain model's weights to those that adapters were trained on.
 
     They are left alone if they are known to be the same already. Otherwise ``init_cfg`` is carried out, the model's own
     where it has one and the noted one elsewhere, and then the noted ``load_from``, unless the model itself has an
-    ``init_cfg``.
+    ``init_cfg`` that training had not.
 
     Args:
         model: A segmentor without adapters.
         base: As :func:`describe_base` returned.
+        brought: Names of weights that will come otherwise; only asked for where no fingerprints tell the base.
 
     Raises:
         OSError: If a noted file is not there, with what to set.
         ValueError: If no base is named anywhere, or the weights that were found are not the same, with what differs.
     """
-    parameters = dict(model.named_parameters())
-    if base['fingerprints'] and next(differing(parameters, base), None) is None:
+    if base['fingerprints'] and next(differing(named_weights(model), base), None) is None:
         return
-    own = pretrained_sources(model)
-    if not (own or base['init_cfg'] or base['load_from']):
+    own, noted = pretrained_sources(model), base['init_cfg']
+    if not (own or noted or base['load_from']):
         raise ValueError(
             'The adapters come without a word of the base that they were trained on, and the model names none: set '
             "model.init_cfg=dict(type='Pretrained', checkpoint='<the base>'), or load it and then use load_adapter."
         )
-    modules = dict(model.named_modules())
-    for name, checkpoint in base['init_cfg'].items():
-        module = modules.get(name)
-        if name not in own and getattr(module, 'init_cfg', True) is None:
-            module.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+    whole = '' in own and own[''] != noted.get('')  # the base in one file that training did not name
+    if not whole:
+        _fill_sources(model, own, noted)
     sources = pretrained_sources(model)
-    model.init_weights()
-    if base['load_from'] and '' not in sources:
-        load_base(model, base['load_from'])
-        sources['load_from'] = base['load_from']
-    wrong = list(differing(parameters, base))
+    with watch_loading(model) as loaded:
+        try:
+            model.init_weights()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'{error} {_CURE}') from error
+        if base['load_from'] and not whole:
+            load_base(model, base['load_from'])
+    wrong = list(differing(named_weights(model), base))
+    told = [f'init_cfg of {name or "the model"}: {part["checkpoint"]}' for name, part in sources.items()]
+    if base['load_from'] and not whole:
+        told.append(f'load_from: {base["load_from"]}')
     if wrong:
-        found = ', '.join(f'{name or "the model"}: {checkpoint}' for name, checkpoint in sources.items()) or 'no checkpoint'
         raise ValueError(
             f'The adapters were trained on another base: {len(wrong)} of {len(base["fingerprints"])} of its weights differ '
-            f'({"; ".join(wrong[:2])}). Found were {found}; in training it was {_told(base)}. Set init_cfg as in training.'
+            f'({"; ".join(wrong[:2])}). Found were {", ".join(told) or "no files"}; in training it was {_told(base)}. '
+            f'Set init_cfg as in training.'
         )
+    covered = loaded | set(brought)
+    absent = [name for name, _ in model.named_parameters() if name not in covered] if not base['fingerprints'] else []
+    if absent:
+        raise ValueError(
+            f'The adapters come without a word of their base, and {len(absent)} weights, such as {absent[0]}, are neither '
+            f"with them nor in {', '.join(told)}: set model.init_cfg=dict(type='Pretrained', checkpoint='<the base>')."
+        )
+
+
+_CURE = (
+    "It is the base that the adapters were trained on. Where it has moved, set model.init_cfg=dict(type='Pretrained', "
+    "checkpoint='<its new path>') for a file of the whole model, and init_cfg of backbone and decode_head for a ViT's."
+)
+
+
+def _fill_sources(model: nn.Module, own: dict[str, dict], noted: dict[str, dict]) -> None:
+    """Give modules without a checkpoint in ``init_cfg`` the noted one; ``init_model`` takes the backbone's away.
+
+    A file that has moved for one module has moved for the others.
+    """
+    moved = {noted[name]['checkpoint']: part['checkpoint'] for name, part in own.items() if name in noted}
+    modules = dict(model.named_modules())
+    for name, part in noted.items():
+        if name not in own and hasattr(modules.get(name), 'init_cfg'):
+            modules[name].init_cfg = dict(part, checkpoint=moved.get(part['checkpoint'], part['checkpoint']))
 
 
 def load_base(model: nn.Module, checkpoint: str) -> None:
@@ -142,15 +194,13 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
     try:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'{checkpoint}, the base that the adapters were trained on, is not there. Where it has moved, set '
-            f"model.init_cfg=dict(type='Pretrained', checkpoint='<its new path>')."
-        ) from error
+        raise FileNotFoundError(f'{checkpoint} is not there. {_CURE}') from error
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     load_state_dict(model, {plain_name(name): value for name, value in weights.items() if not is_adapter(name)})
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 
 def _told(base: dict[str, Any]) -> str:
-    sources = [*base['init_cfg'].values(), *([base['load_from']] if base['load_from'] else [])]
+    files = [part['checkpoint'] for part in base['init_cfg'].values()]
+    sources = files + ([base['load_from']] if base['load_from'] else [])
     return ', then '.join(dict.fromkeys(sources)) or 'not loaded from any file'

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 OLDEST_PEFT = '0.18'
 
-# What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout and
-# the first values by nothing that is kept, and the rest is bookkeeping.
+# What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout
+# makes no other model, first values only where they change the base (see differences), and the rest is bookkeeping.
 _MAY_DIFFER = {
     *('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save'),
     *('lora_dropout', 'rank_dropout', 'module_dropout', 'init_lora_weights', 'init_weights'),
@@ -85,6 +85,10 @@ def peft_config(
     if config_class == 'AdaLoraConfig':
         raise ValueError('AdaLoRA moves ranks between layers by a call after each step, which LoRAHook does not make.')
     known = {field.name for field in fields(cls)}
+    if 'target_modules' not in known:
+        raise ValueError(
+            f'{config_class} adapts no layers of a model (it has no target_modules): use LoraConfig or the like.'
+        )
     unknown = sorted(others.keys() - known)
     if unknown:
         raise ValueError(f"{config_class} has no {unknown}: PEFT {peft.__version__}'s has {sorted(known)}.")
@@ -142,6 +146,12 @@ def changes_base(values: dict) -> bool:
     """Whether the method takes its first values out of the base weights, which it changes: PiSSA, OLoRA and the like."""
     start = values.get('init_lora_weights', values.get('init_weights', True))
     return isinstance(start, str) and start not in ('gaussian', 'orthogonal')
+
+
+def draws_base_change(values: dict) -> bool:
+    """Whether :func:`changes_base` comes out otherwise each time: only exact decompositions can be made again."""
+    start = values.get('init_lora_weights', values.get('init_weights', True))
+    return changes_base(values) and start not in ('pissa', 'olora')
 
 
 def depends_on_base(values: dict) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import KEY, UNKNOWN_BASE, check_note, check_same_base, completed
-from mmseg_eomt.adapters.config import as_values, from_values, import_peft
-from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.adapters.config import as_values, changes_base, draws_base_change, from_values, import_peft
+from mmseg_eomt.adapters.inject import keep_modes
+from mmseg_eomt.adapters.names import belongs_to, plain_name, tuner_layers
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
 PREFIX = 'base_model.model.'  # of every name in PEFT's format
@@ -29,6 +30,7 @@ def save_adapter(
     state_dict: dict[str, Tensor] | None = None,
     base: dict[str, Any] | None = None,
     meta: dict[str, Any] | None = None,
+    name: str = 'default',
 ) -> None:
     """Write what was trained, as PEFT's ``save_pretrained`` does.
 
@@ -41,26 +43,52 @@ def save_adapter(
         state_dict: Weights to take in place of the model's, under the model's names.
         base: What is known of the base weights (:func:`~.base.describe_base`); written into the file's header.
         meta: Further plain values for the header, such as ``dataset_meta``.
+        name: Which of the model's adapters. Default: ``'default'``.
 
     Raises:
-        ValueError: If the model has no adapters, or trains a parameter that PEFT's format has no place for.
+        ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`).
     """
-    if not tuner_layers(model):
-        raise ValueError("The model has no adapters, which PEFT's format needs: a checkpoint holds the trained modules.")
+    check_exportable(model, base, name)
     from safetensors.torch import save
 
-    names, whole = peft_names(model), whole_modules(model)
+    names, whole = peft_names(model, name), whole_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {new: weights[old].detach().cpu().contiguous().clone() for old, new in names.items()}
-    config = copy.copy(model.peft_config['default'])
-    config.modules_to_save = whole or None
+    config = copy.copy(model.peft_config[name])
+    config.modules_to_save = whole or config.modules_to_save
     config.inference_mode = True
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    header = dict(format='pt', mmseg_eomt=json.dumps(dict(base=base or UNKNOWN_BASE, **(meta or {}))))
+    header = dict(format='pt', mmseg_eomt=json.dumps(dict(base=base or UNKNOWN_BASE, **(meta or {})), default=list))
     _write(folder / WEIGHTS, save(tensors, metadata=header))
     _write(folder / CONFIG, f'{json.dumps(as_values(config), indent=2, sort_keys=True)}\n'.encode())
+
+
+def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name: str = 'default') -> None:
+    """Make sure that a folder in PEFT's format would hold all that the base does not.
+
+    Raises:
+        ValueError: If the model has no such adapter, trains a parameter that the format has no place for, has frozen weights
+            that came from no file, or adapters that a second decomposition of the base would not fit.
+    """
+    adapters = list(getattr(model, 'peft_config', {}))
+    if name not in adapters or not tuner_layers(model):
+        raise ValueError(
+            f"PEFT's format is for adapters, and the model has no {name!r} but {adapters}: keep its checkpoint."
+        )
+    if draws_base_change(as_values(model.peft_config[name])):
+        raise ValueError(
+            "PEFT would draw these adapters' change of the base anew: only 'pissa' and 'olora' can be exported."
+        )
+    peft_names(model, name)
+    frozen = [plain_name(key) for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    lost = [key for key in frozen if base and base['fingerprints'] and key not in base['fingerprints']]
+    if lost:
+        raise ValueError(
+            f'{len(lost)} frozen weights, such as {lost[0]}, came from no file, and adapters do not hold them: put their '
+            f'modules into trainable_modules, or keep the checkpoint.'
+        )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -74,7 +102,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     """Load an adapter from a folder in PEFT's format, ours or one that PEFT has written.
 
     Where the model has an adapter of this name, its values are replaced. Otherwise the layers that the folder's config names
-    are adapted, beside adapters of other names; :func:`set_adapter` chooses between them.
+    are adapted, beside adapters of other names; :func:`set_adapter` chooses between them, and this one is chosen.
 
     Args:
         model: A model with its base weights in.
@@ -89,15 +117,21 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     """
     checkpoint = read_folder(folder)
     given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
+    present = getattr(model, 'peft_config', {})
+    if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):
+        raise ValueError(
+            'Adapters that change the base (PiSSA and the like) go beside no others: load one on a plain model.'
+        )
     check_same_base(model, given)
-    if name in getattr(model, 'peft_config', {}):
+    if name in present:
         if name != 'default':
             raise ValueError(f'The model has an adapter {name!r} already: give this one another name.')
-        check_note(given, model.peft_config[name], str(folder))
+        check_note(given, present[name], str(folder))
         model.load_state_dict(completed(model, weights))
         return
     from peft import inject_adapter_in_model, set_peft_model_state_dict
-    from peft.functional import cast_adapter_dtype
+    from peft.functional import cast_adapter_dtype, delete_adapter
+    from peft.functional import set_adapter as peft_set_adapter
 
     config = from_values(given['peft'])
     config.modules_to_save = given['trainable_modules'] or None
@@ -109,16 +143,23 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         inject_adapter_in_model(config, model, adapter_name=name)
     cast_adapter_dtype(model, name)
+    keep_modes(model)
     try:
         weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except KeyError as error:
+        delete_adapter(model, name)
         raise RuntimeError(f'{folder} lacks the weights of {error}, which its config lists in modules_to_save.') from error
-    missing = [key for key in result.missing_keys if f'.{name}.' in key or key.endswith(f'.{name}')]
+    except RuntimeError:
+        delete_adapter(model, name)
+        raise
+    missing = [key for key in result.missing_keys if belongs_to(key, name)]
     if missing or result.unexpected_keys:
+        delete_adapter(model, name)
         raise RuntimeError(
             f'{folder} does not fit the model: missing are {missing[:3]}, unknown {list(result.unexpected_keys)[:3]}.'
         )
+    peft_set_adapter(model, name, inference_mode=not trainable)
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
@@ -187,7 +228,7 @@ def whole_modules(model: nn.Module) -> list[str]:
     return visit('', model)
 
 
-def peft_names(model: nn.Module) -> dict[str, str]:
+def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
     """The model's name of everything that is trained, and the name of it in PEFT's format.
 
     Raises:
@@ -196,7 +237,7 @@ def peft_names(model: nn.Module) -> dict[str, str]:
     peft = import_peft()
     state = model.state_dict()
     by_id = {id(value): name for name, value in state.items()}
-    saved = peft.get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
     names = {by_id[id(value)]: f'{PREFIX}{name}' for name, value in saved.items() if id(value) in by_id}
     for module in whole_modules(model):
         alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]

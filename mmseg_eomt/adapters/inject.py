@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import adapter_names, is_adapter, tuner_layers, within
+from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, tuner_layers, within
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -80,6 +80,7 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
         raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
     whole = find_modules(model, trainable_modules) + modules_to_save(model, config)
     matches = match_targets(model, config, whole) if config else {}
+    _refuse_shared(model, matches)
     for parameter in model.parameters():
         parameter.requires_grad = False
     if matches:
@@ -90,6 +91,7 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
             inject_adapter_in_model(_fitted(model, config, whole), model)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
+        keep_modes(model)
     num_trained = 0
     for name, parameter in model.named_parameters():
         if within(name, whole) and parameter.is_floating_point():
@@ -99,6 +101,26 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
         raise ValueError('Nothing is left to train: give target_modules, trainable_modules or both.')
     model.register_load_state_dict_pre_hook(_fit_weights)
     return matches
+
+
+def keep_modes(model: nn.Module) -> None:
+    """Put what PEFT has added into the mode, training or evaluation, of what it was added to: it starts in training's."""
+    for layer in tuner_layers(model).values():
+        layer.train(layer.get_base_layer().training)
+    for module in model.modules():
+        if hasattr(module, 'original_module') and hasattr(module, 'modules_to_save'):
+            module.train(module.original_module.training)
+
+
+def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for matched in matches.values():
+        for name in matched:
+            shared = names[id(model.get_submodule(name))]
+            if len(shared) > 1:
+                raise ValueError(f'{" and ".join(shared)} are one layer, of which only one would be adapted: leave it out.')
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
@@ -141,7 +163,7 @@ def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'Pe
     Those are the layers in modules that are trained whole, and the layers of PyTorch's own attention, whose weights it reads
     without calling them. The targets stay as they are: PEFT skips ``layers_to_transform`` for full names.
     """
-    parts = config.exclude_modules or ()
+    parts = getattr(config, 'exclude_modules', None) or ()
     targets = config.target_modules or ()
     in_attention = {
         f'{name}.{child}'
@@ -195,7 +217,7 @@ def _to_base(model: nn.Module, name: str) -> str:
 
 
 def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
-    """Compare adapters from a file with the model's.
+    """Compare adapters from a file with the model's of the same names.
 
     Args:
         model: An adapted model.
@@ -205,7 +227,12 @@ def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
         RuntimeError: If some are missing, unknown or of another shape, with what was given and what the model has.
     """
     shapes = {name: tuple(value.shape) for name, value in given.items()}
-    own = {name: tuple(model.get_parameter(name).shape) for name in adapter_names(model)}
+    adapters = [adapter for adapter in model.peft_config if any(belongs_to(name, adapter) for name in given)]
+    own = {
+        name: tuple(model.get_parameter(name).shape)
+        for name in adapter_names(model)
+        if not adapters or any(belongs_to(name, adapter) for adapter in adapters)
+    }
     buffers = {name for name, _ in model.named_buffers()}
     differing = [
         f'{name}: checkpoint {shapes.get(name, "absent")}, model {own.get(name, "absent")}'

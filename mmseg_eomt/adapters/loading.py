@@ -4,26 +4,34 @@ import contextvars
 import functools
 from collections import OrderedDict
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, take
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
+from mmseg_eomt.weights.fit import check_parts
 
 _TAG = 'mmseg_eomt.adapter'
-_in_runner = contextvars.ContextVar('in_runner', default=False)
+_MERGED = 'mmseg_eomt.merged'
+_caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'init_cfg', or whoever loads a checkpoint by hand
 
 
 def tagged(checkpoint):
     """The checkpoint, with its note of adapters where the loader of its weights sees it."""
-    found = note_of(checkpoint) if isinstance(checkpoint, dict) else None
-    if found is not None and 'state_dict' in checkpoint:
-        weights = OrderedDict(checkpoint['state_dict'])
-        weights._metadata = {**getattr(checkpoint['state_dict'], '_metadata', {}), _TAG: found}
-        checkpoint['state_dict'] = weights
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+        return checkpoint
+    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged')}
+    weights = OrderedDict(checkpoint['state_dict'])
+    weights._metadata = {**getattr(checkpoint['state_dict'], '_metadata', {}), **tags}
+    checkpoint['state_dict'] = weights
     return checkpoint
+
+
+def is_tagged(weights: dict[str, Tensor]) -> bool:
+    """Whether a state dict has adapters that nobody has put into place yet."""
+    return getattr(weights, '_metadata', {}).get(_TAG) is not None
 
 
 def load_adapters_or_refuse() -> None:
@@ -40,31 +48,41 @@ def load_adapters_or_refuse() -> None:
 
     @functools.wraps(load)
     def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
-        given = getattr(state_dict, '_metadata', {}).get(_TAG)
+        tags = getattr(state_dict, '_metadata', {})
+        given, model = tags.get(_TAG), _inner(module)
         adapters = [name for name in state_dict if is_adapter(name)]
-        if given is not None and not _in_runner.get():
-            state_dict = take(_inner(module), given, state_dict)
+        if given is not None and _caller.get() is None:
+            state_dict = take(model, given, state_dict)
+        elif _caller.get() == 'init_cfg' and (given is not None or adapters):
+            raise RuntimeError(
+                'init_cfg names a checkpoint with LoRA adapters: it takes a plain one, or one that is merged.'
+            )
         elif given is not None or (adapters and not tuner_layers(module)):
             raise RuntimeError(
                 f'The checkpoint has LoRA adapters ({len(adapters)} tensors, such as {next(iter(adapters), "none")}), but '
                 f'the model has none: add LoRAHook to custom_hooks as in training, or merge them with tools/adapter.py.'
             )
+        elif tags.get(_MERGED) and tuner_layers(model):
+            raise RuntimeError('The checkpoint has its adapters merged in, and the model has some too: build a plain one.')
+        elif _caller.get() is None and not adapters:
+            check_parts(model, state_dict)
         return load(module, state_dict, *args, **kwargs)
 
     mmengine_checkpoint.load_state_dict = load_state_dict
     for runner in (Runner, FlexibleRunner):
         for name in ('load_checkpoint', 'resume'):
-            setattr(runner, name, _marked(getattr(runner, name)))
+            setattr(runner, name, _marked(getattr(runner, name), 'Runner'))
+    PretrainedInit.__call__ = _marked(PretrainedInit.__call__, 'init_cfg')
 
 
-def _marked(method):
+def _marked(method, caller: str):
     @functools.wraps(method)
     def call(*args, **kwargs):
-        token = _in_runner.set(True)
+        token = _caller.set(caller)
         try:
             return method(*args, **kwargs)
         finally:
-            _in_runner.reset(token)
+            _caller.reset(token)
 
     return call
 

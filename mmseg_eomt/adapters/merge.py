@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from mmseg_eomt.adapters.config import as_values, depends_on_base
+from mmseg_eomt.adapters.files import whole_modules
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
 
@@ -54,10 +56,16 @@ def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
     unknown = [name for name in weights if name not in model.peft_config]
     if unknown:
         raise ValueError(f'The model has no adapters {unknown}, but {list(model.peft_config)}.')
+    if whole_modules(model):
+        raise ValueError(
+            'Modules of the model were trained in place, so that their base is not here to mix from: load each adapter from '
+            'its folder with load_adapter.'
+        )
     for name in weights:
         config = model.peft_config[name]
         method = getattr(config.peft_type, 'value', config.peft_type)
-        if method not in LINEAR_METHODS or getattr(config, 'use_dora', False) or getattr(config, 'lora_bias', False):
+        values = as_values(config)
+        if method not in LINEAR_METHODS or depends_on_base(values) or values.get('lora_bias'):
             raise ValueError(
                 f'Adapter {name!r} cannot be weighted: its method ({method}) changes more than a sum. '
                 f'Without weights, merge takes it whole.'

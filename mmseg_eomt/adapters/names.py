@@ -38,6 +38,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     ]
 
 
+def belongs_to(name: str, adapter: str) -> bool:
+    """Whether a parameter's name is that of an adapter's, or of a module's copy that was trained with it."""
+    return f'.{adapter}.' in name or name.endswith(f'.{adapter}')
+
+
 def plain_name(name: str) -> str:
     """The name that a parameter had before its layer was adapted."""
     return re.sub(r'\.(base_layer|original_module)(?=\.|$)', '', name)

@@ -1,16 +1,18 @@
 """What a run would find out too late: checks that both hooks make."""
 
+import re
 from pathlib import Path
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
-from torch import Tensor, nn
+from torch import nn
 
-from mmseg_eomt.adapters.checkpoint import note_of, weights_of
-from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers
+from mmseg_eomt.adapters.checkpoint import weights_of
+from mmseg_eomt.adapters.loading import is_tagged
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.fit import check_parts
 from mmseg_eomt.weights.sources import is_whole
 
 
@@ -69,49 +71,27 @@ def check_classes(runner: Runner) -> None:
 
 
 def check_weights(runner: Runner, checkpoint: dict) -> None:
-    """Make sure that a checkpoint fills the EoMT parts of the model; mmengine would go on without what is missing.
-
-    Adapters are checked elsewhere. While training, the class head may be missing or of another number of classes: it starts
-    anew.
+    """Make sure that a checkpoint fills the EoMT parts of the model. In training, the class head may start anew.
 
     Raises:
         ValueError: If weights are missing or of another shape, with some of their names.
     """
-    model, given, note = segmentor_of(runner), weights_of(checkpoint), note_of(checkpoint)
-    if note is not None and not tuner_layers(model):
-        return  # without adapters the loader of its weights refuses it
-    given = {name.removeprefix('module.'): value for name, value in given.items() if isinstance(value, Tensor)}
-    prefixes = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, (EoMTViT, EoMTHead)))
-    absent, adapters = [], set(adapter_names(model))
-    for name, parameter in model.named_parameters():
-        plain = plain_name(name)
-        if not name.startswith(prefixes) or name in adapters or name.endswith('.pos_embed'):
-            continue
-        if '.class_head.' in name and is_training(runner):
-            continue
-        value = given.get(name, given.get(plain))
-        if value is None or value.shape != parameter.shape:
-            found = 'absent' if value is None else tuple(value.shape)
-            absent.append(f'{plain}: checkpoint {found}, model {tuple(parameter.shape)}')
-    if absent:
-        raise ValueError(
-            f'The checkpoint does not fit the model in {len(absent)} weights: {"; ".join(absent[:3])}'
-            f'{"; …" if len(absent) > 3 else ""}. Set arch and num_classes as they were in training; a DINOv2 file goes '
-            f'into init_cfg of backbone and decode_head, not into load_from.'
-        )
+    weights = weights_of(checkpoint)
+    if not is_tagged(weights):  # adapters that no LoRAHook has put into place are refused by the loader of the weights
+        check_parts(segmentor_of(runner), weights, new_classes=is_training(runner))
 
 
 def resume_own_run(runner: Runner) -> None:
     """Let ``--resume`` go on from this run's last whole checkpoint, also where the config has ``load_from``.
 
-    mmengine would resume from ``load_from``, which is the other run that this one started from. A ``load_from`` inside the
-    work directory is resumed as asked, and so is any where the work directory has no checkpoint yet. A run that was killed
-    while it wrote a checkpoint goes on from the one before.
+    mmengine would resume from ``load_from``, which is the other run that this one started from. A checkpoint of this run
+    that ``load_from`` names is resumed as asked, and so is any where the work directory has none yet. A run that was
+    killed while it wrote a checkpoint goes on from the one before.
     """
     if not runner._resume:
         return
     work_dir, asked = Path(runner.work_dir), runner._load_from
-    if asked and work_dir.resolve() in Path(asked).resolve().parents:
+    if asked and work_dir.resolve() == Path(asked).resolve().parent and _number(Path(asked)) is not None:
         return
     last = last_whole_checkpoint(runner)
     if last is None:
@@ -122,14 +102,23 @@ def resume_own_run(runner: Runner) -> None:
 
 
 def last_whole_checkpoint(runner: Runner) -> Path | None:
-    """The latest checkpoint of the work directory that was written to its end; what is skipped is warned of."""
+    """The run's last checkpoint, or the last one before it that was written to its end; what is skipped is warned of."""
     named = find_latest_checkpoint(runner.work_dir)
-    found = [*Path(runner.work_dir).glob('iter_*.pth'), *Path(runner.work_dir).glob('epoch_*.pth')]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    if named and Path(named) not in found and Path(named).is_file():  # saved elsewhere, or under another name
-        found.insert(0, Path(named))
-    for path in found:
+    last = Path(named) if named else None
+    if last is not None and not last.is_file():  # the work directory has moved
+        last = Path(runner.work_dir) / last.name
+    numbered = {path: _number(path) for path in Path(runner.work_dir).glob('*.pth')}
+    limit = _number(last) if last is not None else None
+    found = [path for path, number in numbered.items() if number is not None and (limit is None or number < limit)]
+    found.sort(key=lambda path: numbered[path], reverse=True)
+    for path in [last, *found] if last is not None and last.is_file() else found:
         if is_whole(path):
             return path
         runner.logger.warning(f'{path} is no whole checkpoint (was the run killed while it wrote it?) and is skipped.')
     return None
+
+
+def _number(path: Path) -> int | None:
+    """The iteration or epoch in the name of a checkpoint that a run has written."""
+    found = re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem)
+    return int(found.group(1)) if found else None

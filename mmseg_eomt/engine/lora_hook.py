@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading
+from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading, without_trained
 from mmseg_eomt.adapters.checkpoint import (
     KEY,
     UNKNOWN_BASE,
+    brought_by,
     check_note,
     completed,
     left_out,
@@ -25,9 +26,9 @@ from mmseg_eomt.adapters.checkpoint import (
     weights_of,
 )
 from mmseg_eomt.adapters.config import changes_base, lora_config, peft_config
-from mmseg_eomt.adapters.files import peft_names, save_adapter
+from mmseg_eomt.adapters.files import check_exportable, save_adapter
 from mmseg_eomt.adapters.inject import find_modules, inject, modules_to_save
-from mmseg_eomt.adapters.names import plain_name, within
+from mmseg_eomt.adapters.names import adapter_names, plain_name, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
@@ -141,7 +142,7 @@ class LoRAHook(Hook):
         model, training = segmentor_of(runner), is_training(runner)
         if model is self._adapted:
             if training and not self._trained:
-                raise ValueError('This Runner has evaluated its adapted model before any training: train in a new one.')
+                raise ValueError('This Runner has evaluated before any training: train in a new one.')
             return
         self._adapted, self._trained = model, training
         prepare_run(runner)
@@ -166,37 +167,37 @@ class LoRAHook(Hook):
         if not runner._load_from:
             return None
         checkpoint = CheckpointLoader.load_checkpoint(runner._load_from, map_location='cpu', logger=runner.logger)
-        if runner._resume and is_training(runner) and 'message_hub' not in checkpoint:
-            raise ValueError(f'{runner._load_from} holds no run to resume: to start from it, leave out --resume.')
+        absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
+        if runner._resume and is_training(runner) and absent:
+            raise ValueError(f'{runner._load_from} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
         return checkpoint
 
     def _bring_base(self, runner: Runner, model: nn.Module, checkpoint: dict | None, training: bool) -> None:
         """The weights below the adapters, before these are put in: some methods compute their first values from them."""
         given = note_of(checkpoint)
+        whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
         if given is not None:
-            check_note(given, self.config, runner._load_from)
-            self.base = given['base']
-            if given['complete'] and not runner._resume:  # a new run finds the base where it has found it itself
-                changed = changes_base(given['peft'] or {})
-                self.base = UNKNOWN_BASE if changed else dict(self.base, init_cfg={}, load_from=runner._load_from)
+            self._check_given(runner, given)
         elif runner._resume and checkpoint is not None and self.config.target_modules:
             raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
-        if given is not None and not given['complete']:
-            restore_base(model, self.base)
-            return
-        if not training:
-            return  # the checkpoint brings all of it
-        if not runner.cfg.get('optim_wrapper'):
+        if training and not runner.cfg.get('optim_wrapper'):
             raise ValueError(
                 'LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.'
             )
+        if given is not None and not given['complete']:
+            brought = brought_by(weights_of(checkpoint))
+            if training:
+                brought |= {name for name, _ in model.named_parameters() if within(name, whole)}
+            restore_base(model, self.base, brought)
+            return
+        if not training or (runner._resume and checkpoint is not None):
+            return  # the checkpoint brings all of it
         with watch_loading(model) as loaded:
             model.init_weights()
             if checkpoint is not None and given is None:
                 self._load_plain(runner, model, checkpoint)
         if given is None:
             self.base = describe_base(model, loaded, runner._load_from)
-            whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
             frozen = [name for name, _ in model.named_parameters() if not within(name, whole)]
             absent = [name for name in frozen if name not in loaded]
             if absent:
@@ -204,6 +205,19 @@ class LoRAHook(Hook):
                     f'LoRAHook freezes random weights: {len(absent)} of {len(frozen)} frozen parameters, such as '
                     f'{absent[0]}, came from no file. Name one in init_cfg or load_from, or set trainable_modules.'
                 )
+
+    def _check_given(self, runner: Runner, given: dict[str, Any]) -> None:
+        """Compare a checkpoint's note with what the hook is set to, and take over its base."""
+        check_note(given, self.config, runner._load_from)
+        noted = given.get('base_precision', 'fp32')
+        if runner._resume and is_training(runner) and noted != self.base_precision:
+            raise ValueError(
+                f'The run to resume had base_precision={noted!r}, here it is {self.base_precision!r}: set the same.'
+            )
+        self.base = given['base']
+        if given['complete'] and not runner._resume:  # a new run finds the base where it has found it itself
+            changed = changes_base(given['peft'] or {})
+            self.base = UNKNOWN_BASE if changed else dict(self.base, init_cfg={}, load_from=runner._load_from)
 
     @staticmethod
     def _load_plain(runner: Runner, model: nn.Module, checkpoint: dict) -> None:
@@ -221,14 +235,8 @@ class LoRAHook(Hook):
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, whole)
         matches = inject(model, self.config, self.trainable_modules)
-        frozen = {plain_name(name) for name, p in model.named_parameters() if not p.requires_grad}
-        noted = {name: value for name, value in self.base['fingerprints'].items() if name in frozen}
-        self.base = dict(self.base, fingerprints=noted)
-        self._frozen_norms = [
-            module
-            for module in model.modules()
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
-        ]
+        trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.base = without_trained(self.base, trained)
         return matches
 
     def _prepare_saving(self, runner: Runner, model: nn.Module) -> None:
@@ -238,7 +246,7 @@ class LoRAHook(Hook):
                 "A base of 8 or 4 bits is not saved: it takes save='trainable', and weights from init_cfg or load_from."
             )
         if self.save_adapter:
-            peft_names(model)  # an error now rather than at the first checkpoint
+            check_exportable(model, self.base)  # an error now rather than at the first checkpoint
         runner.register_hook(_SaveTrained(self), priority='LOWEST')  # after an EMA hook has put its weights in
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
@@ -263,6 +271,11 @@ class LoRAHook(Hook):
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters anew, is over."""
         model = segmentor_of(runner)
         model.__dict__.pop('init_weights', None)
+        self._frozen_norms = [  # those of the wrapped model: wrapping replaces norms that are synchronised
+            module
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+        ]
         masked = any(any(module.mask_probs) for module in model.modules() if isinstance(module, EoMTHead))
         if masked and not any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks):
             runner.logger.warning(
@@ -291,12 +304,11 @@ class LoRAHook(Hook):
             ValueError: If weights are missing.
         """
         given, model = note_of(checkpoint), segmentor_of(runner)
-        if given is not None and not given['complete']:
-            checkpoint['state_dict'] = completed(model, checkpoint['state_dict'])
+        if given is not None and 'state_dict' in checkpoint:
+            new_run = is_training(runner) and not runner._resume
+            checkpoint['state_dict'] = completed(model, checkpoint['state_dict'], new_run=new_run)
             if 'ema_state_dict' in checkpoint:
-                checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.')
-        elif given is not None and 'state_dict' in checkpoint:
-            checkpoint['state_dict'] = dict(checkpoint['state_dict'])
+                checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.', new_run)
         check_weights(runner, checkpoint)
         self.random_state.load(runner, checkpoint)
 
@@ -321,10 +333,12 @@ class _SaveTrained(Hook):
         owner.random_state.save(checkpoint)
         dropped = left_out(model, owner.base) if owner.save == 'trainable' else set()
         meta = checkpoint['meta']
-        meta[KEY] = note(owner.config, owner.trainable_modules, owner.base, complete=not dropped)
+        if dropped or adapter_names(model):  # all of a model without adapters is a plain checkpoint
+            config, complete = owner.config if adapter_names(model) else None, not dropped
+            meta[KEY] = note(config, owner.trainable_modules, owner.base, complete, owner.base_precision)
         if owner.save_adapter:
             folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
-            known = {name: meta[name] for name in ('iter', 'epoch') if name in meta}
+            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta') if name in meta}
             save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
         for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
             for name in dropped if key in checkpoint else ():

@@ -185,7 +185,7 @@ class EoMTHead(BaseModule):
         if prefix is None:
             return self.input_projection(feature), None
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
-        if isinstance(self.input_projection, nn.Conv2d):
+        if self.in_channels != self.arch.embed_dims:  # PEFT may have wrapped the projection
             prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)
         return self.input_projection(feature), prefix
 

@@ -132,6 +132,8 @@ def test_two_adapters_are_switched_by_name_with_the_heads_they_were_trained_with
     plain = scores(both, image)
     for name in ('day', 'dusk'):
         load_adapter(both, tmp_path / name, name)
+        assert torch.equal(scores(both, image), expected[name])  # the one that was loaded last is in use
+        assert not any(module.training for module in both.modules())
     for name in ('dusk', 'day', 'dusk'):
         set_adapter(both, name)
         assert torch.equal(scores(both, image), expected[name])
@@ -163,19 +165,24 @@ def test_a_weighted_merge_adds_each_change_by_its_factor(segmentor, image, tmp_p
     assert not adapter_names(both)
 
 
-def test_methods_whose_changes_do_not_add_up_are_not_weighted(segmentor):
+def test_methods_whose_changes_do_not_add_up_are_not_weighted(segmentor, tmp_path):
     model = segmentor()
     inject(model, lora_config(4, 8, 0.0, ['qkv'], use_dora=True), NEW_PARTS)
-    with pytest.raises(ValueError, match='cannot be weighted'):
+    with pytest.raises(ValueError, match=r'were trained in place.*load_adapter'):
         merge(model, dict(default=0.5))
-    with pytest.raises(ValueError, match=r"no adapters \['other'\], but \['default'\]"):
+    save_adapter(model, tmp_path / 'dora')
+    model = segmentor()
+    load_adapter(model, tmp_path / 'dora', 'dora')
+    with pytest.raises(ValueError, match='cannot be weighted'):
+        merge(model, dict(dora=0.5))
+    with pytest.raises(ValueError, match=r"no adapters \['other'\], but \['dora'\]"):
         merge(model, dict(other=0.5))
 
 
 def test_what_pefts_format_has_no_place_for_is_refused(segmentor, tmp_path):
     model = segmentor()
     inject(model, lora_config(4, 8, 0.0, [], ()), NEW_PARTS)
-    with pytest.raises(ValueError, match='has no adapters'):
+    with pytest.raises(ValueError, match="has no 'default'"):
         save_adapter(model, tmp_path / 'none')
     model = segmentor()
     inject(model, lora_config(4, 8, 0.0, ['qkv']), NEW_PARTS)

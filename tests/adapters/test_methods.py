@@ -17,6 +17,7 @@ METHODS = {
     'DoRA': dict(use_dora=True),
     'rsLoRA': dict(use_rslora=True),
     'PiSSA': dict(init_lora_weights='pissa'),
+    'PiSSA, randomised': dict(init_lora_weights='pissa_niter_2'),
     'OLoRA': dict(init_lora_weights='olora'),
     'rank pattern': dict(r=2, rank_pattern={'backbone.blocks.0.attn.qkv': 6}),
     'chosen blocks': dict(layers_to_transform=[1], layers_pattern='blocks'),
@@ -41,7 +42,8 @@ def scores(model: torch.nn.Module) -> torch.Tensor:
 def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
     if method == 'biases' and Version(peft.__version__) < Version('0.21'):
         pytest.skip("earlier versions of PEFT's format have no place for bare biases, and save_adapter says so")
-    hook = dict(type='LoRAHook', peft=METHODS[method], save_adapter=True)
+    exported = method != 'PiSSA, randomised'  # PEFT would draw its change of the base anew
+    hook = dict(type='LoRAHook', peft=METHODS[method], save_adapter=exported)
     config = small_config(lora=True, load_from=base, max_iters=2, custom_hooks=[hook])
     config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     runner = Runner.from_cfg(config)
@@ -54,13 +56,15 @@ def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
     expected = scores(runner.model)
 
     checkpoint = Path(runner.work_dir) / 'iter_2.pth'
-    assert not any('base_layer.weight' in name for name in torch.load(checkpoint, weights_only=True)['state_dict'])
+    kept = any('base_layer.weight' in name for name in torch.load(checkpoint, weights_only=True)['state_dict'])
+    assert kept == ('init_lora_weights' in METHODS[method])  # these change the base
     loaded = init_model(small_config(lora=True), str(checkpoint), device='cpu')
-    assert torch.allclose(scores(loaded), expected, atol=1e-5 if method in ('PiSSA', 'OLoRA') else 0)
+    assert torch.allclose(scores(loaded), expected, atol=0)
 
-    plain = init_model(small_config(), base, device='cpu')
-    peft.PeftModel.from_pretrained(plain, checkpoint.parent / 'adapters' / 'iter_2')
-    assert torch.allclose(scores(plain), expected, atol=1e-5)
+    if exported:
+        plain = init_model(small_config(), base, device='cpu')
+        peft.PeftModel.from_pretrained(plain, checkpoint.parent / 'adapters' / 'iter_2')
+        assert torch.allclose(scores(plain), expected, atol=1e-5)
 
     merge(loaded)
     assert not adapter_names(loaded)
@@ -87,6 +91,8 @@ def test_fresh_adapters_of_dora_and_pissa_start_from_the_base_that_was_loaded(sm
         (dict(use_dorra=True), r"LoraConfig has no \['use_dorra'\]: PEFT .*'use_dora'"),
         (dict(type='LohaConfig'), "has no config class 'LohaConfig'"),
         (dict(type='AdaLoraConfig'), 'LoRAHook does not make'),
+        (dict(type='PromptTuningConfig'), 'adapts no layers'),
+        (dict(type='VeraConfig'), 'shared state'),
         (dict(type='LoHaConfig', r=0), 'positive integer'),
     ],
 )

@@ -1,8 +1,10 @@
 """Stopped, killed and resumed runs go on as if nothing had happened, or say why not."""
 
+import logging
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from conftest import ROOT, run_tool
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.apis import init_model
+
+from mmseg_eomt.engine.checks import last_whole_checkpoint
 
 
 def losses(runner: Runner) -> list[float]:
@@ -107,7 +111,7 @@ def test_another_base_is_refused_with_what_differs(small_config, own_lora, tmp_p
 
 def test_a_base_that_has_moved_is_named_and_can_be_given(small_config, own_lora, tmp_path):
     (tmp_path / 'base.pth').rename(tmp_path / 'moved.pth')
-    with pytest.raises(FileNotFoundError, match=r'base.pth, the base .* is not there.*model.init_cfg'):
+    with pytest.raises(FileNotFoundError, match=r'base.pth is not there. It is the base .*model.init_cfg'):
         Runner.from_cfg(small_config(lora=True, load_from=own_lora)).test()
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'moved.pth'))
     runner = Runner.from_cfg(small_config(lora=True, load_from=own_lora, **{'model.init_cfg': init_cfg}))
@@ -166,8 +170,49 @@ def test_a_new_run_from_a_full_checkpoint_finds_the_base_in_it(small_config, bas
 
 def test_an_adapter_folder_is_nothing_to_resume(small_config, lora):
     folder = str(Path(lora).parent / 'adapters' / 'iter_2')
-    with pytest.raises(ValueError, match='holds no run to resume'):
+    with pytest.raises(ValueError, match='holds no optimizer to resume'):
         Runner.from_cfg(small_config(lora=True, load_from=folder, resume=True)).train()
+
+
+def test_a_checkpoint_without_an_optimizer_is_nothing_to_resume(small_config, base, lora):
+    """Such as the one of save_best: learning rate and moments would start anew without a word."""
+    changes = {'default_hooks.checkpoint.save_best': 'mIoU', 'load_from': base, 'max_iters': 1}
+    runner = Runner.from_cfg(small_config(lora=True, **changes))
+    runner.train()
+    (best,) = Path(runner.work_dir).glob('best_*.pth')
+    with pytest.raises(ValueError, match=r'best_mIoU_iter_1.pth holds no optimizer to resume'):
+        Runner.from_cfg(small_config(lora=True, load_from=str(best), resume=True, name='second')).train()
+
+
+def test_the_last_checkpoint_is_the_one_that_the_run_has_named(small_config, lora, tmp_path):
+    """Whatever the files' times are, which a copy of the folder changes."""
+    for number in (2, 4, 6):
+        shutil.copy(lora, tmp_path / f'iter_{number}.pth')
+    runner = SimpleNamespace(work_dir=str(tmp_path), logger=logging.getLogger())
+    assert last_whole_checkpoint(runner).name == 'iter_6.pth'
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/iter_4.pth')
+    (tmp_path / 'iter_2.pth').touch()
+    assert last_whole_checkpoint(runner).name == 'iter_4.pth'
+    (tmp_path / 'iter_4.pth').write_bytes(b'PK')
+    assert last_whole_checkpoint(runner).name == 'iter_2.pth'
+
+
+def test_another_precision_of_the_base_is_refused_when_resuming(small_config, base, lora, tmp_path):
+    (tmp_path / 'run').mkdir()
+    shutil.copy(lora, tmp_path / 'run')
+    config = small_config(lora=True, load_from=base, resume=True, **{'custom_hooks.0.base_precision': 'bf16'})
+    with pytest.raises(ValueError, match="base_precision='fp32', here it is 'bf16'"):
+        Runner.from_cfg(config).train()
+
+
+def test_a_full_run_resumes_without_the_file_it_started_from(small_config, base, tmp_path):
+    shutil.copy(base, tmp_path / 'base.pth')
+    options = {'custom_hooks.0.save': 'full', 'load_from': str(tmp_path / 'base.pth')}
+    Runner.from_cfg(small_config(lora=True, max_iters=1, **options)).train()
+    (tmp_path / 'base.pth').unlink()
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=2, resume=True, **options))
+    runner.train()
+    assert runner.iter == 2
 
 
 class _Look(Hook):

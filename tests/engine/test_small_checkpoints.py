@@ -7,6 +7,7 @@ import torch
 from conftest import ROOT, reference
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.apis import init_model
 from mmseg.registry import MODELS
 
 from mmseg_eomt.adapters import inject, summarise
@@ -65,10 +66,52 @@ def test_a_release_file_in_init_cfg_is_found_again_and_another_is_refused(small_
     other_size = {**changes, 'model.backbone.img_size': (96, 96)}  # its position embedding is another, and may be
     Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='other', **other_size)).test()
 
+    (tmp_path / 'dinov2.pth').rename(tmp_path / 'moved.pth')
+    with pytest.raises(FileNotFoundError, match=r'dinov2.pth.*It is the base .*init_cfg of backbone and decode_head'):
+        Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='moved', **changes)).test()
+    moved = {**changes, 'model.decode_head.init_cfg.checkpoint': str(tmp_path / 'moved.pth')}
+    moved['model.backbone.init_cfg.checkpoint'] = str(tmp_path / 'moved.pth')
+    model = init_model(small_config(lora=True, **moved), checkpoint, device='cpu')  # it takes the backbone's init_cfg away
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    (tmp_path / 'moved.pth').rename(tmp_path / 'dinov2.pth')
+
     release['blocks.0.mlp.fc1.weight'] = release['blocks.0.mlp.fc1.weight'] * 1.01
     torch.save(release, tmp_path / 'dinov2.pth')
     with pytest.raises(ValueError, match=r'another base: 1 of \d+ .*backbone.blocks.0.mlp.fc1.weight'):
         Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='last', **changes)).test()
+
+
+def test_a_base_from_init_cfg_and_load_from_is_found_again(small_config, base, tmp_path):
+    """Both at once: load_from goes over init_cfg's, as in training."""
+    other = torch.load(base, weights_only=True)
+    for value in other['state_dict'].values():
+        value.mul_(1.1)
+    torch.save(other, tmp_path / 'other.pth')
+    changes = {'model.init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'other.pth')), 'max_iters': 1}
+    runner = Runner.from_cfg(small_config(lora=True, load_from=base, **changes))
+    runner.train()
+    saved = f'{runner.work_dir}/iter_1.pth'
+    for options in (changes, {}):
+        tester = Runner.from_cfg(small_config(lora=True, load_from=saved, name='test', **options))
+        tester.test()
+        weights = runner.model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in tester.model.state_dict().items())
+
+
+def test_a_backbone_of_the_toolbox_is_found_again_by_init_model(small_config, base, tmp_path):
+    resnet = dict(_delete_=True, type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'))
+    head = {'model.decode_head.in_channels': 512, 'model.decode_head.patch_size': 32}
+    weights = MODELS.build({key: value for key, value in resnet.items() if key != '_delete_'}).state_dict()
+    torch.save(weights, tmp_path / 'resnet.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
+    config = small_config(lora=True, max_iters=1, **{'model.backbone': dict(resnet, init_cfg=init_cfg), **head})
+    config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    saved = torch.load(f'{runner.work_dir}/iter_1.pth', weights_only=True)['state_dict']
+    assert 'backbone.layer1.0.conv1.weight' not in saved
+    model = init_model(config, f'{runner.work_dir}/iter_1.pth', device='cpu')
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in runner.model.state_dict().items())
 
 
 def test_the_adapters_of_a_vit_l_take_less_than_ten_megabytes():
