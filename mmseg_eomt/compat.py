@@ -3,6 +3,7 @@
 :func:`apply` is called once, when ``mmseg_eomt`` is imported and before anything of the toolbox is.
 """
 
+import atexit
 import functools
 import importlib.machinery
 import importlib.util
@@ -146,6 +147,12 @@ def _allow_cpu_processes() -> None:
 
     def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
         torch.distributed.init_process_group(backend='gloo', **kwargs)
+        atexit.register(leave)
+
+    def leave() -> None:
+        # nobody else does, and gloo's threads may otherwise abort a process whose work is done
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     wrap = MMDistributedDataParallel.__init__
 

@@ -29,7 +29,7 @@ def test_model_and_hooks_build(name):
     else:
         assert 'no MaskAnnealingHook' in (ROOT / 'configs' / name).read_text()
     if 'LoRAHook' in hooks:
-        matches = match_targets(model, hooks['LoRAHook']._make_config())
+        matches = match_targets(model, hooks['LoRAHook'].make_config())
         assert len(matches['qkv']) == len(matches['proj']) == model.backbone.arch.num_layers
 
 

@@ -46,7 +46,7 @@ def test_the_hooks_that_are_shown_build():
 
     shown = re.findall(r"^dict\(type='LoRAHook'.*\)$", PAGE, re.M)
     assert len(shown) == 2
-    assert all(HOOKS.build(eval(line))._make_config() for line in shown)
+    assert all(HOOKS.build(eval(line)).make_config() for line in shown)
 
 
 def test_the_demo_is_what_the_page_speaks_of():

@@ -46,7 +46,7 @@ def test_the_lora_options_shown_are_the_defaults():
     exec(block, {}, values)
     shown = HOOKS.build(values['custom_hooks'][0])
     default = HOOKS.build(dict(type='LoRAHook'))
-    assert shown._make_config() == default._make_config()
+    assert shown.make_config() == default.make_config()
     assert shown.trainable_modules == default.trainable_modules
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmseg_eomt.adapters.checkpoint import KEY, UNKNOWN_BASE, check_note, check_same_base, completed
 from mmseg_eomt.adapters.config import as_values, changes_base, draws_base_change, from_values, import_peft
 from mmseg_eomt.adapters.inject import keep_modes
-from mmseg_eomt.adapters.names import belongs_to, plain_name, tuner_layers
+from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_wrapper, plain_name, tuner_layers
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
 PREFIX = 'base_model.model.'  # of every name in PEFT's format
@@ -173,7 +173,8 @@ def set_adapter(model: nn.Module, name: str) -> None:
         raise ValueError(f'The model has no adapter {name!r}, but {names}.')
     from peft.functional import set_adapter as peft_set_adapter
 
-    peft_set_adapter(model, name)
+    training = any(model.get_parameter(key).requires_grad for key in adapter_names(model))
+    peft_set_adapter(model, name, inference_mode=not training)
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def whole_modules(model: nn.Module) -> list[str]:
 
     def visit(name: str, module: nn.Module) -> list[str]:
         parameters = list(module.parameters())
-        if name in layers or not parameters:
+        if name in layers or is_wrapper(module) or not parameters:
             return []
         if name and not isinstance(module, _UNWRAPPED) and all(p.requires_grad for p in parameters):
             return [name]

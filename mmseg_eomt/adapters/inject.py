@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, tuner_layers, within
+from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_wrapper, tuner_layers, within
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -108,7 +108,7 @@ def keep_modes(model: nn.Module) -> None:
     for layer in tuner_layers(model).values():
         layer.train(layer.get_base_layer().training)
     for module in model.modules():
-        if hasattr(module, 'original_module') and hasattr(module, 'modules_to_save'):
+        if is_wrapper(module):
             module.train(module.original_module.training)
 
 

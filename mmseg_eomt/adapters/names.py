@@ -28,6 +28,11 @@ def tuner_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)}
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether PEFT holds a trained copy of a module in it, beside the module itself."""
+    return hasattr(module, 'original_module') and hasattr(module, 'modules_to_save')
+
+
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters' own parameters."""
     return [

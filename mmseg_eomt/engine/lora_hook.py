@@ -1,5 +1,6 @@
 """Where a Runner adapts its model."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,11 @@ class LoRAHook(Hook):
         targets = dict(target_modules=target_modules, exclude_modules=exclude_modules)
         if config_class == 'LoraConfig':
             lora = dict(r=16, lora_alpha=32, lora_dropout=0.05)
-            self._make_config = lambda: lora_config(**{**lora, **targets, **given, **fields})
+            self.make_config = functools.partial(lora_config, **{**lora, **targets, **given, **fields})
         else:
             if given:
                 raise ValueError(f"{list(given)} are LoRA's numbers: put those of {config_class} into peft.")
-            self._make_config = lambda: peft_config(config_class, **{**targets, **fields})
+            self.make_config = functools.partial(peft_config, config_class, **{**targets, **fields})
         self._warn_unmatched = tuple(target_modules) != ATTENTION_LAYERS
         self.trainable_modules = tuple(trainable_modules)
         self.save = save
@@ -151,7 +152,7 @@ class LoRAHook(Hook):
             if not checkpoint.get('meta', {}).get('merged'):
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
-        self.config = self._make_config()
+        self.config = self.make_config()
         self._bring_base(runner, model, checkpoint, training)
         matches = self._inject(model)
         if wrapped:

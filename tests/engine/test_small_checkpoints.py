@@ -119,7 +119,7 @@ def test_the_adapters_of_a_vit_l_take_less_than_ten_megabytes():
     with torch.device('meta'):
         model = MODELS.build(config.model)
         hook = LoRAHook(**{key: value for key, value in config.custom_hooks[0].items() if key != 'type'})
-        matches = inject(model, hook._make_config(), hook.trainable_modules)
+        matches = inject(model, hook.make_config(), hook.trainable_modules)
     size = sum(4 * model.get_parameter(name).numel() for name in adapter_names(model))
     assert size == 9_437_184 < 10e6
     assert 'adapters 9.4 MB, optimizer state 112.4 MB' in summarise(model, matches)
