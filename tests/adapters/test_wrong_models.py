@@ -12,7 +12,7 @@ from mmseg.apis import init_model
 from mmseg.registry import TRANSFORMS
 
 from mmseg_eomt.adapters import inject, load_adapter, lora_config, save_adapter
-from mmseg_eomt.adapters.base import describe_base, differing, named_weights
+from mmseg_eomt.adapters.base import describe_base, differing, fingerprint, matches, named_weights
 
 NEW_PARTS = ['decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale']
 
@@ -125,6 +125,19 @@ def test_running_statistics_are_part_of_the_base():
     assert not list(differing(named_weights(model), known))
     model[1].running_var.mul_(3)
     assert [line.split(':')[0] for line in differing(named_weights(model), known)] == ['1.running_var']
+
+
+def test_a_base_is_the_same_up_to_rounding_and_no_further():
+    """What was interpolated on another processor is off by some last bits; what was trained further by more."""
+    torch.manual_seed(0)
+    value = torch.randn(64, 48)
+    noted = fingerprint(value)
+    assert matches(value.clone(), noted)
+    assert matches(value * (1 + 1e-7 * torch.randn_like(value)), noted)
+    assert not matches(value * (1 + 1e-3 * torch.randn_like(value)), noted)
+    assert not matches(value.roll(1, 0), noted)
+    assert not matches(value * 1.001, noted)
+    assert not matches(value.T, noted)
 
 
 def test_adapters_that_change_the_base_go_beside_no_others(small_config, base, tmp_path):
