@@ -33,9 +33,8 @@ def info(checkpoint: str) -> None:
     if given is None:
         return
     print(f'  {"adapters":<18}{sizes(adapters)}')
-    for name, value in (given['peft'] or {}).items():
-        if value not in (None, [], {}, False) and name not in ('inference_mode', 'peft_version', 'exclude_modules'):
-            print(f'  {name:<18}{value}')
+    for name, value in chosen(given['peft'] or {}).items():
+        print(f'  {name:<18}{value}')
     print(f'  {"trained whole":<18}{", ".join(given["trainable_modules"]) or "nothing"}')
     base = given['base']
     for module, source in base['init_cfg'].items():
@@ -151,6 +150,16 @@ def sizes(weights: dict) -> str:
     size = sum(value.numel() * value.element_size() for value in weights.values())
     count = sum(value.numel() for value in weights.values())
     return f'{count:,} numbers in {len(weights)} tensors ({", ".join(types)}), {size:,} bytes'
+
+
+def chosen(values: dict) -> dict:
+    """The fields of a described config that are not as PEFT sets them."""
+    from mmseg_eomt.adapters.config import as_values, from_values
+
+    usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
+    shown = ('peft_type', 'r', 'lora_alpha', 'target_modules')
+    hidden = ('inference_mode', 'peft_version', 'exclude_modules', 'auto_mapping')
+    return {n: v for n, v in values.items() if n in shown or (v != usual.get(n) and n not in hidden)}
 
 
 def unprefixed(name: str) -> str:
