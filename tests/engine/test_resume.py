@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, loops
 from mmseg.apis import init_model
 
 from mmseg_eomt.engine.checks import last_whole_checkpoint
@@ -22,6 +22,8 @@ def losses(runner: Runner) -> list[float]:
 
 @pytest.mark.parametrize('save', ['trainable', 'full'])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(small_config, base, save):
+    if hasattr(loops._InfiniteDataloaderIterator, 'skip_iter'):
+        pytest.skip('onedl-mmengine skips the data that was trained on without drawing its augmentations')
     changes = {
         'custom_hooks.0.save': save,
         'custom_hooks.0.lora_dropout': 0.1,
