@@ -78,7 +78,7 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
     """
     if tuner_layers(model):
         raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
-    whole = find_modules(model, trainable_modules) + modules_to_save(model, config)
+    whole = modules_trained_whole(model, config, trainable_modules)
     matches = match_targets(model, config, whole) if config else {}
     _refuse_shared(model, matches)
     for parameter in model.parameters():
@@ -121,6 +121,15 @@ def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
             shared = names[id(model.get_submodule(name))]
             if len(shared) > 1:
                 raise ValueError(f'{" and ".join(shared)} are one layer, of which only one would be adapted: leave it out.')
+
+
+def modules_trained_whole(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str]) -> list[str]:
+    """Full names of ``trainable_modules`` and of the config's ``modules_to_save``.
+
+    Raises:
+        ValueError: If one of them is not in the model.
+    """
+    return find_modules(model, trainable_modules) + modules_to_save(model, config)
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:

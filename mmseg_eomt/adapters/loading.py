@@ -49,7 +49,7 @@ def load_adapters_or_refuse() -> None:
     @functools.wraps(load)
     def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
         tags = getattr(state_dict, '_metadata', {})
-        given, model = tags.get(_TAG), _inner(module)
+        given, model = tags.get(_TAG), unwrapped(module)
         adapters = [name for name in state_dict if is_adapter(name)]
         if given is not None and _caller.get() is None:
             state_dict = take(model, given, state_dict)
@@ -87,7 +87,8 @@ def _marked(method, caller: str):
     return call
 
 
-def _inner(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The segmentor inside wrappers for DDP and test-time augmentation."""
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
         module = module.module
     return module

@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import weights_of
-from mmseg_eomt.adapters.loading import is_tagged
+from mmseg_eomt.adapters.loading import is_tagged, unwrapped
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.fit import check_parts
@@ -18,10 +17,7 @@ from mmseg_eomt.weights.sources import is_whole
 
 def segmentor_of(runner: Runner) -> nn.Module:
     """The segmentor inside wrappers for DDP and test-time augmentation."""
-    model = runner.model
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+    return unwrapped(runner.model)
 
 
 def is_training(runner: Runner) -> bool:

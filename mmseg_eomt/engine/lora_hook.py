@@ -28,7 +28,7 @@ from mmseg_eomt.adapters.checkpoint import (
 )
 from mmseg_eomt.adapters.config import changes_base, lora_config, peft_config
 from mmseg_eomt.adapters.files import check_exportable, save_adapter
-from mmseg_eomt.adapters.inject import find_modules, inject, modules_to_save
+from mmseg_eomt.adapters.inject import inject, modules_trained_whole
 from mmseg_eomt.adapters.names import adapter_names, plain_name, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
@@ -153,8 +153,9 @@ class LoRAHook(Hook):
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
         self.config = self.make_config()
-        self._bring_base(runner, model, checkpoint, training)
-        matches = self._inject(model)
+        whole = modules_trained_whole(model, self.config, self.trainable_modules)
+        self._bring_base(runner, model, checkpoint, whole)
+        matches = self._inject(model, whole)
         if wrapped:
             runner.model = outer  # lets go of the old wrapper before the new one takes the parameters
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), outer)
@@ -173,10 +174,9 @@ class LoRAHook(Hook):
             raise ValueError(f'{runner._load_from} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
         return checkpoint
 
-    def _bring_base(self, runner: Runner, model: nn.Module, checkpoint: dict | None, training: bool) -> None:
+    def _bring_base(self, runner: Runner, model: nn.Module, checkpoint: dict | None, whole: list[str]) -> None:
         """The weights below the adapters, before these are put in: some methods compute their first values from them."""
-        given = note_of(checkpoint)
-        whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
+        given, training = note_of(checkpoint), is_training(runner)
         if given is not None:
             self._check_given(runner, given)
         elif runner._resume and checkpoint is not None and self.config.target_modules:
@@ -231,8 +231,7 @@ class LoRAHook(Hook):
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 
-    def _inject(self, model: nn.Module) -> dict[str, list[str]]:
-        whole = find_modules(model, self.trainable_modules) + modules_to_save(model, self.config)
+    def _inject(self, model: nn.Module, whole: list[str]) -> dict[str, list[str]]:
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, whole)
         matches = inject(model, self.config, self.trainable_modules)
