@@ -13,6 +13,7 @@ from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
+from mmseg_eomt.weights.fit import fit_checkpoint
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -233,7 +234,8 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{checkpoint} is not there. {_CURE}') from error
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
-    load_state_dict(model, {plain_name(name): value for name, value in weights.items() if not is_adapter(name)})
+    weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
+    load_state_dict(model, fit_checkpoint(model, weights, training=True, source=checkpoint))
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

@@ -5,17 +5,19 @@ import functools
 from collections import OrderedDict
 
 from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, take
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
-from mmseg_eomt.weights.fit import check_parts
+from mmseg_eomt.weights.fit import fit_checkpoint
 
 _TAG = 'mmseg_eomt.adapter'
 _MERGED = 'mmseg_eomt.merged'
 _caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'init_cfg', or whoever loads a checkpoint by hand
+_starting = contextvars.ContextVar('starting', default=False)  # whether it loads what training starts from
 
 
 def tagged(checkpoint):
@@ -64,8 +66,8 @@ def load_adapters_or_refuse() -> None:
             )
         elif tags.get(_MERGED) and tuner_layers(model):
             raise RuntimeError('The checkpoint has its adapters merged in, and the model has some too: build a plain one.')
-        elif _caller.get() is None and not adapters:
-            check_parts(model, state_dict)
+        elif not adapters:
+            state_dict = fit_checkpoint(model, state_dict, _starting.get())
         return load(module, state_dict, *args, **kwargs)
 
     mmengine_checkpoint.load_state_dict = load_state_dict
@@ -77,14 +79,22 @@ def load_adapters_or_refuse() -> None:
 
 def _marked(method, caller: str):
     @functools.wraps(method)
-    def call(*args, **kwargs):
-        token = _caller.set(caller)
+    def call(self, *args, **kwargs):
+        token, starting = _caller.set(caller), _starting.set(starts_training(self))
         try:
-            return method(*args, **kwargs)
+            return method(self, *args, **kwargs)
         finally:
             _caller.reset(token)
+            _starting.reset(starting)
 
     return call
+
+
+def starts_training(owner: Runner | FlexibleRunner | PretrainedInit) -> bool:
+    """Whether what it loads is what a new training run starts from, rather than what is resumed or predicts."""
+    if isinstance(owner, PretrainedInit):
+        return True
+    return isinstance(getattr(owner, 'optim_wrapper', None), OptimWrapper) and not owner._resume
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -8,11 +8,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import weights_of
-from mmseg_eomt.adapters.loading import is_tagged, unwrapped
+from mmseg_eomt.adapters.loading import is_tagged, starts_training, unwrapped
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.fit import check_parts
-from mmseg_eomt.weights.sources import is_whole
+from mmseg_eomt.weights.files import is_whole
+from mmseg_eomt.weights.fit import fit_checkpoint
 
 
 def segmentor_of(runner: Runner) -> nn.Module:
@@ -67,14 +67,18 @@ def check_classes(runner: Runner) -> None:
 
 
 def check_weights(runner: Runner, checkpoint: dict) -> None:
-    """Make sure that a checkpoint fills the EoMT parts of the model. In training, the class head may start anew.
+    """Fit a checkpoint to the EoMT parts of the model, in place. In a new training run, heads may start anew.
 
     Raises:
         ValueError: If weights are missing or of another shape, with some of their names.
     """
     weights = weights_of(checkpoint)
-    if not is_tagged(weights):  # adapters that no LoRAHook has put into place are refused by the loader of the weights
-        check_parts(segmentor_of(runner), weights, new_classes=is_training(runner))
+    if is_tagged(weights):  # adapters that no LoRAHook has put into place are refused by the loader of the weights
+        return
+    source = runner._load_from or 'The checkpoint'
+    fitted = fit_checkpoint(segmentor_of(runner), weights, starts_training(runner), source)
+    if fitted is not weights:
+        checkpoint['state_dict'] = fitted
 
 
 def resume_own_run(runner: Runner) -> None:

@@ -13,8 +13,9 @@ from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import init_vit_linears
 from mmseg_eomt.models.losses import MaskClassificationLoss
 from mmseg_eomt.models.mask_module import mask_head, mask_logits, upscale
+from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
 from mmseg_eomt.models.targets import SemanticTargets
-from mmseg_eomt.weights.loading import load_vit_weights, pretrained_checkpoint
+from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
 
 Features = Sequence[Tensor | Sequence[Tensor]]
 
@@ -30,7 +31,7 @@ class EoMTHead(BaseModule):
 
     Args:
         num_classes: K, without "no object".
-        arch: As the backbone's: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` or a dict. Default: ``'large'``.
+        arch: As the backbone's: ``'large'``, ``'dinov3_large'``, … or a dict. Default: ``'large'``.
         in_channels: Channels of the backbone's map; where they differ from the width of ``arch``, a 1×1 convolution brings
             them to it. Default: the width of ``arch``.
         in_index: Which of the backbone's outputs to use. Default: -1.
@@ -47,7 +48,7 @@ class EoMTHead(BaseModule):
         ignore_index: Label id that is not trained on. Default: 255.
         align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads the last blocks and the final norm from the file that the
-            backbone reads. None starts from random weights. Default: None.
+            backbone reads, and from an EoMT's the queries and heads too. None starts from random weights. Default: None.
 
     Raises:
         ValueError: If a size, the backbone's map or the weights do not fit; the message says what was given and expected.
@@ -100,7 +101,7 @@ class EoMTHead(BaseModule):
         self.input_projection = nn.Identity() if self.in_channels == dims else nn.Conv2d(self.in_channels, dims, 1)
         self.blocks = nn.ModuleList(self.arch.build_block() for _ in range(num_joint_blocks))
         init_vit_linears(self.blocks)
-        self.norm = nn.LayerNorm(dims, eps=1e-6)
+        self.norm = nn.LayerNorm(dims, eps=self.arch.norm_eps)
         self.query_embed = nn.Embedding(num_queries, dims)
         self.class_head = nn.Linear(dims, num_classes + 1)
         self.mask_head = mask_head(dims)
@@ -120,10 +121,10 @@ class EoMTHead(BaseModule):
         self.mask_probs = (1.0,) * num_joint_blocks
 
     def init_weights(self) -> None:
-        """Load ``init_cfg``'s last blocks and final norm, if it names any; the other parts keep their random weights."""
+        """Load what the checkpoint in ``init_cfg`` has of it: a ViT's last blocks and norm, or an EoMT's whole head."""
         checkpoint = pretrained_checkpoint(self.init_cfg)
         if checkpoint:
-            load_vit_weights(self, checkpoint, self.arch, self.arch.num_layers - self.num_joint_blocks)
+            load_pretrained(self, checkpoint)
             self._is_init = True
         else:
             super().init_weights()
@@ -150,18 +151,19 @@ class EoMTHead(BaseModule):
         """Predict masks and classes.
 
         Args:
-            feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w) or a pair of a map and prefix tokens
-                (B, P, C).
+            feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w), or a list of a map, prefix tokens
+                (B, P, C) and, where the blocks need it, the rotary position embedding (2, h · w, d).
 
         Returns:
             Mask logits (B, Q, s·h, s·w), s = 4 for patch size 16, and class logits (B, Q, K + 1): lists of J + 1 layers in
             training, of the last one alone in evaluation.
         """
-        feature, prefix = self._split(feats[self.in_index])
+        feature, prefix, rope = self._split(feats[self.in_index])
         grid = feature.shape[-2:]
         x = feature.flatten(2).transpose(1, 2)
         queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
         x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)
+        rope = None if rope is None else for_all_tokens(rope, x.shape[1])
 
         predictions = []
         for block, prob in zip(self.blocks, self.mask_probs):
@@ -170,24 +172,32 @@ class EoMTHead(BaseModule):
                 predictions.append(self._predict_layer(x, grid))
                 if prob > 0:
                     query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
-            x = block(x, query_mask)
+            x = block(x, query_mask, rope)
         predictions.append(self._predict_layer(x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
 
-    def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        feature, prefix = (feature, None) if isinstance(feature, Tensor) else feature
+    def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Map, prefix tokens and rotary position embedding of a backbone's output."""
+        parts = (feature,) if isinstance(feature, Tensor) else tuple(feature)
+        feature, prefix, rope = parts + (None,) * (3 - len(parts))
         if feature.shape[1] != self.in_channels:
             raise ValueError(
                 f"The backbone's output {self.in_index} has {feature.shape[1]} channels, but EoMTHead expects "
                 f'{self.in_channels}: give it the same arch, or in_channels={feature.shape[1]}.'
             )
+        theta = self.arch.rope_theta
+        if rope is not None and theta is None:
+            raise ValueError('The backbone has rotary positions and the arch of EoMTHead has none: give both the same arch.')
+        if rope is None and theta is not None:  # a backbone of another kind
+            rescale = self.arch.rope_rescale if self.training else None
+            rope = rotary_embedding(feature.shape[-2:], self.arch.head_dims, theta, rescale, feature.device)
         if prefix is None:
-            return self.input_projection(feature), None
+            return self.input_projection(feature), None, rope
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
         if self.in_channels != self.arch.embed_dims:  # PEFT may have wrapped the projection
             prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)
-        return self.input_projection(feature), prefix
+        return self.input_projection(feature), prefix, rope
 
     def _predict_layer(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = self.norm(x)

@@ -8,34 +8,38 @@ from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
-from mmseg_eomt.weights.loading import load_vit_weights, pretrained_checkpoint
+from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
+from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
 from mmseg_eomt.weights.resize import resize_pos_embed
 
 
 @MODELS.register_module()
 class EoMTViT(BaseModule):
-    """Plain ViT (DINOv2) whose last blocks are left to :class:`EoMTHead`.
+    """Plain ViT (DINOv2, DINOv3 and their like) whose last blocks are left to :class:`EoMTHead`.
 
     Patches, positions and prefix tokens (class token, registers), then blocks ``0 .. num_layers - num_joint_blocks``. With
     ``num_joint_blocks=0`` it is a whole ViT, final norm included, under any head of the toolbox.
 
     Args:
-        arch: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` or a dict of sizes (:class:`.arch.ViTArch`).
-        img_size: Side of the training images in pixels, or (height, width). It sets the grid of the position embedding;
-            any other size is interpolated to at run time. Default: 640.
+        arch: ``'small'``, ``'base'``, ``'large'``, ``'giant'`` (DINOv2), ``'dinov3_large'`` and the like, or a dict: see
+            :func:`.arch.get_arch`.
+        img_size: Side of the training images in pixels, or (height, width). It sets the grid of a learned position
+            embedding; any other size is interpolated to at run time. Default: 640.
         patch_size: Side of a patch in pixels. Default: 16.
         num_register_tokens: Register tokens after the class token; 0 for a ViT without. Default: 4.
         num_joint_blocks: Last blocks that run in the head, together with the queries. Default: 4.
         out_indices: Blocks whose tokens are returned as maps, negative ones counted from the backbone's last.
             Default: (-1,).
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads a DINOv2 release file (path or URL) and fits names, patch
-            size and grid. None starts from random weights. Default: None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads a public ViT or EoMT (path, URL or ``hf://owner/repo``,
+            any of the formats of :mod:`mmseg_eomt.weights`) and fits names, patch size and grid. None starts from random
+            weights. Default: None.
 
     Returns of ``forward``:
         A tuple, one map (B, embed_dims, h, w) for each of ``out_indices``, with h and w rounded up where the image is not a
         multiple of the patch size (it is padded right and below). If there are joint blocks and the backbone's last block
         is among ``out_indices``, its entry is a list ``[map, prefix tokens (B, P, embed_dims)]``, as mmseg's own ViT gives
-        with ``output_cls_token``.
+        with ``output_cls_token``; with rotary positions their cosines and sines (2, h · w, d) follow, which the joint blocks
+        share: in training they are rescaled at random.
 
     Raises:
         ValueError: If a size, an index or the weights do not fit; the message says what was given and expected.
@@ -69,24 +73,27 @@ class EoMTViT(BaseModule):
         self.num_joint_blocks = num_joint_blocks
         self.out_indices = tuple(sorted(i % num_blocks for i in out_indices))
 
-        dims = self.arch.embed_dims
-        self.patch_embed = PatchEmbed(dims, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dims))
+        dims, norm_eps = self.arch.embed_dims, self.arch.norm_eps
+        learned = self.arch.rope_theta is None
+        self.patch_embed = PatchEmbed(dims, patch_size, bias=not self.arch.pre_norm)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dims)) if self.arch.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, dims)) if num_register_tokens else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dims)) if learned else None
+        self.norm_pre = nn.LayerNorm(dims, eps=norm_eps) if self.arch.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(self.arch.build_block() for _ in range(num_blocks))
-        self.norm = nn.Identity() if num_joint_blocks else nn.LayerNorm(dims, eps=1e-6)
+        self.norm = nn.Identity() if num_joint_blocks else nn.LayerNorm(dims, eps=norm_eps)
         init_vit_linears(self)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        if self.reg_token is not None:
-            nn.init.normal_(self.reg_token, std=1e-6)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s weights, if it names any, fitted to this model."""
         checkpoint = pretrained_checkpoint(self.init_cfg)
         if checkpoint:
-            load_vit_weights(self, checkpoint, self.arch, first_block=0)
+            load_pretrained(self, checkpoint)
             self._is_init = True
         else:
             super().init_weights()
@@ -94,7 +101,7 @@ class EoMTViT(BaseModule):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # a checkpoint of another img_size: mmengine would leave its position embedding out and go on
         pos_embed = state_dict.get(f'{prefix}pos_embed')
-        if pos_embed is not None and pos_embed.shape[1] != self.pos_embed.shape[1]:
+        if pos_embed is not None and self.pos_embed is not None and pos_embed.shape[1] != self.pos_embed.shape[1]:
             side = round(pos_embed.shape[1] ** 0.5)
             if side * side != pos_embed.shape[1]:
                 raise RuntimeError(
@@ -111,18 +118,30 @@ class EoMTViT(BaseModule):
         grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
 
         x = self.patch_embed(image)
-        x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
-        prefix = self.cls_token if self.reg_token is None else torch.cat((self.cls_token, self.reg_token), dim=1)
-        num_prefix = prefix.shape[1]
-        x = torch.cat((prefix.expand(x.shape[0], -1, -1), x), dim=1)
+        rope = None
+        if self.pos_embed is not None:
+            x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
+        else:
+            rope = self._rotary_embedding(grid, x.device)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        num_prefix = sum(token.shape[1] for token in prefix)
+        x = self.norm_pre(torch.cat((*prefix, x), dim=1))
 
+        block_rope = None if rope is None else for_all_tokens(rope, x.shape[1])
         last = len(self.blocks) - 1
         outs: list[Tensor | list[Tensor]] = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, rope=block_rope)
             if i not in self.out_indices:
                 continue
             tokens = self.norm(x) if i == last else x
             feature = tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
-            outs.append([feature, tokens[:, :num_prefix]] if i == last and self.num_joint_blocks else feature)
+            if i == last and self.num_joint_blocks:
+                outs.append([feature, tokens[:, :num_prefix], *([] if rope is None else [rope])])
+            else:
+                outs.append(feature)
         return tuple(outs)
+
+    def _rotary_embedding(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        rescale = self.arch.rope_rescale if self.training else None
+        return rotary_embedding(grid, self.arch.head_dims, self.arch.rope_theta, rescale, device)

@@ -1,8 +1,13 @@
 """Layers of a plain ViT, under timm's names so that public weights need little renaming."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmseg_eomt.models.rope import rotate
 
 
 class PatchEmbed(nn.Module):
@@ -11,13 +16,14 @@ class PatchEmbed(nn.Module):
     Args:
         embed_dims: Width of a token.
         patch_size: Side of a square patch in pixels.
+        bias: Whether the tokens have a bias.
 
     Shapes: image (B, 3, h * patch_size, w * patch_size) to tokens (B, h * w, embed_dims).
     """
 
-    def __init__(self, embed_dims: int, patch_size: int) -> None:
+    def __init__(self, embed_dims: int, patch_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dims, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(3, embed_dims, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -34,6 +40,29 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class KeyBiasFreeLinear(nn.Linear):
+    """Queries, keys and values, whose keys have no bias (DINOv3).
+
+    The bias is one vector as elsewhere, so that names stay timm's; its middle third is zero and gets no gradient.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        third = out_features // 3
+        mask = torch.cat((torch.ones(third), torch.zeros(third), torch.ones(third)))
+        self.register_buffer('bias_mask', mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias * self.bias_mask)
+
+
+def qkv_linear(embed_dims: int, bias: str) -> nn.Linear:
+    """The layer that makes queries, keys and values; ``bias`` names which of them have one: ``'qkv'``, ``'qv'``, ``''``."""
+    if bias == 'qv':
+        return KeyBiasFreeLinear(embed_dims, 3 * embed_dims)
+    return nn.Linear(embed_dims, 3 * embed_dims, bias=bool(bias))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention in which the first tokens may carry a mask.
 
@@ -44,31 +73,30 @@ class Attention(nn.Module):
     Args:
         embed_dims: Width of a token.
         num_heads: Heads; must divide ``embed_dims``.
-
-    Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims``.
+        qkv_bias: Which of queries, keys and values have a bias: ``'qkv'``, ``'qv'`` or ``''``.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int) -> None:
+    def __init__(self, embed_dims: int, num_heads: int, qkv_bias: str = 'qkv') -> None:
         super().__init__()
-        if embed_dims % num_heads:
-            raise ValueError(f'num_heads must divide embed_dims, got embed_dims={embed_dims} and num_heads={num_heads}.')
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dims, 3 * embed_dims)
+        self.qkv = qkv_linear(embed_dims, qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
 
-    def forward(self, x: Tensor, query_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, query_mask: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
             x: Tokens (B, N, embed_dims).
             query_mask: None, or a boolean tensor (B, Q, N) for the first Q tokens: True where they may attend.
+            rope: None, or cosines and sines (2, N, embed_dims / heads / 2) of a rotary position embedding.
 
         Returns:
             Tokens (B, N, embed_dims).
         """
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         if query_mask is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -79,20 +107,26 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(B, N, C))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+def quick_gelu(x: Tensor) -> Tensor:
+    """The approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, embed_dims: int, hidden_dims: int) -> None:
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP of DINOv2's ViT-g: ``fc1`` holds gate and value, in this order (timm's ``SwiGLUPacked``)."""
+    """Gated MLP: ``fc1`` holds gate and value, in this order (timm's ``SwiGLUPacked``)."""
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
@@ -104,29 +138,49 @@ class SwiGLU(nn.Module):
         return self.fc2(F.silu(gate) * value)
 
 
+MLPS = {
+    'gelu': partial(Mlp, activation=F.gelu),
+    'gelu_tanh': partial(Mlp, activation=partial(F.gelu, approximate='tanh')),
+    'quick_gelu': partial(Mlp, activation=quick_gelu),
+    'swiglu': SwiGLU,
+}
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale.
+    """Pre-norm transformer block.
 
     Args:
         embed_dims: Width of a token.
         num_heads: Attention heads.
-        mlp: ``'gelu'`` or ``'swiglu'``.
+        mlp: One of :data:`MLPS`.
         mlp_hidden_dims: Hidden width of the MLP; of each half for ``'swiglu'``.
-        layer_scale_init: First value of LayerScale.
+        layer_scale_init: First value of LayerScale; None for a block without.
+        norm_eps: Epsilon of the norms.
+        qkv_bias: As :class:`Attention`'s.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, mlp: str, mlp_hidden_dims: int, layer_scale_init: float) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        mlp: str,
+        mlp_hidden_dims: int,
+        layer_scale_init: float | None,
+        norm_eps: float,
+        qkv_bias: str,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.attn = Attention(embed_dims, num_heads)
-        self.ls1 = LayerScale(embed_dims, layer_scale_init)
-        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.mlp = (SwiGLU if mlp == 'swiglu' else Mlp)(embed_dims, mlp_hidden_dims)
-        self.ls2 = LayerScale(embed_dims, layer_scale_init)
+        scales = [nn.Identity() if layer_scale_init is None else LayerScale(embed_dims, layer_scale_init) for _ in range(2)]
+        self.norm1 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.attn = Attention(embed_dims, num_heads, qkv_bias)
+        self.ls1 = scales[0]
+        self.norm2 = nn.LayerNorm(embed_dims, eps=norm_eps)
+        self.mlp = MLPS[mlp](embed_dims, mlp_hidden_dims)
+        self.ls2 = scales[1]
 
-    def forward(self, x: Tensor, query_mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, C) to tokens (B, N, C); ``query_mask`` as in :class:`Attention`."""
-        x = x + self.ls1(self.attn(self.norm1(x), query_mask))
+    def forward(self, x: Tensor, query_mask: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N, C); ``query_mask`` and ``rope`` as in :class:`Attention`."""
+        x = x + self.ls1(self.attn(self.norm1(x), query_mask, rope))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -135,4 +189,5 @@ def init_vit_linears(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,1 +1,1 @@
-"""Reading public checkpoints into the plain ViT."""
+"""Public weights: where they are read from, the formats they are in, and how they are fitted to a model."""

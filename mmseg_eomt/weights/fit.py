@@ -1,10 +1,78 @@
-"""Whether a checkpoint fills the EoMT parts of a model; mmengine would go on without what is missing."""
+"""Whether a checkpoint fills the EoMT parts of a segmentor, and making it do so; mmengine would go on without the rest."""
 
+from collections import OrderedDict
+
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.names import adapter_names, plain_name
+from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.adapt import Target, fit
+from mmseg_eomt.weights.loading import part_of_vit
+from mmseg_eomt.weights.read import is_own, recognise, tensors_of, to_segmentor, understand
+from mmseg_eomt.weights.rules import StateDict
+
+_FITTED = 'mmseg_eomt.fitted'
+
+
+def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, source: str = 'The checkpoint') -> StateDict:
+    """The weights that a segmentor is to load from a checkpoint: what the table in the log says became of it.
+
+    Args:
+        model: A segmentor.
+        state_dict: The checkpoint's, in any known format.
+        training: Whether training starts from it, so that heads of another size may be made anew.
+        source: Its path or URL, for messages.
+
+    Returns:
+        ``state_dict`` itself where its names and shapes are the model's, or where the model is no EoMT.
+
+    Raises:
+        ValueError: If weights are missing or of another shape, with their names.
+    """
+    if getattr(state_dict, '_metadata', {}).get(_FITTED):
+        return state_dict
+    backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
+    foreign = not is_own(tensors_of(state_dict)) and recognise(tensors_of(state_dict)) is not None
+    whole = isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)
+    if foreign and not whole:
+        if any(isinstance(module, (EoMTViT, EoMTHead)) for module in model.modules()):
+            raise ValueError(
+                f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
+                f'of the part that it is for.'
+            )
+        return state_dict
+    adapted = tuner_layers(model) or any(is_adapter(name) for name in state_dict)
+    if not whole or adapted or not (foreign or _differs(model, state_dict)):
+        check_parts(model, state_dict, training)
+        return state_dict
+    target = Target(
+        type(model).__name__,
+        backbone.arch,
+        part_of_vit(backbone) | part_of_vit(head),
+        backbone.grid_size,
+        head.num_joint_blocks,
+    )
+    filled, report = fit(understand(state_dict, source), target, training)
+    print_log(str(report), logger='current')
+    fitted = to_segmentor(filled, head.num_joint_blocks)
+    others = {} if foreign else state_dict
+    fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
+    result = OrderedDict(fitted)
+    result._metadata = {_FITTED: True}  # survives on the way through a Runner
+    return result
+
+
+def _differs(model: nn.Module, state_dict: StateDict) -> bool:
+    """Whether a segmentor's checkpoint has another number of classes, queries, blocks or patches than the model."""
+    own = model.state_dict()
+    given = tensors_of(state_dict)
+    if not is_own(given):
+        return False
+    return own.keys() != given.keys() or any(
+        value.shape != own[name].shape for name, value in given.items() if not name.endswith('pos_embed')
+    )
 
 
 def check_parts(model: nn.Module, state_dict: dict[str, Tensor], new_classes: bool = False) -> None:
@@ -34,6 +102,5 @@ def check_parts(model: nn.Module, state_dict: dict[str, Tensor], new_classes: bo
     if absent:
         raise ValueError(
             f'The checkpoint does not fit the model in {len(absent)} weights: {"; ".join(absent[:3])}'
-            f'{"; …" if len(absent) > 3 else ""}. Set arch and num_classes as they were in training; a DINOv2 file goes '
-            f'into init_cfg of backbone and decode_head, not into load_from.'
+            f'{"; …" if len(absent) > 3 else ""}. Set arch and num_classes as they were in training.'
         )

@@ -8,45 +8,28 @@ from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.losses import MaskClassificationLoss
 from mmseg_eomt.models.targets import SemanticTargets
+from mmseg_eomt.weights.read import from_segmentor, recognise, to_segmentor, understand
 
 TOLERANCE = 1e-4
 
 
-def split_public(state_dict: dict, num_layers: int, num_joint_blocks: int) -> tuple[dict, dict]:
-    """The public checkpoint's entries as the backbone's and the head's."""
-    backbone, head = {}, {}
-    for name, value in state_dict.items():
-        name = name.removeprefix('network.')
-        if not name.startswith('encoder.'):
-            head[name.replace('q.weight', 'query_embed.weight') if name.startswith('q.') else name] = value
-            continue
-        if not name.startswith('encoder.backbone.'):
-            continue  # pixel mean and deviation
-        name = name.removeprefix('encoder.backbone.')
-        if name.startswith('blocks.'):
-            _, index, rest = name.split('.', 2)
-            in_head = int(index) - (num_layers - num_joint_blocks)
-            target = backbone if in_head < 0 else head
-            target[f'blocks.{index if in_head < 0 else in_head}.{rest}'] = value
-        else:
-            (head if name.startswith('norm.') else backbone)[name] = value
-    return backbone, head
-
-
-@pytest.fixture(scope='module')
-def public() -> dict:
-    return reference('eomt_dinov2_reg4_tiny.pt')
+@pytest.fixture(params=['eomt_dinov2_reg4_tiny.pt', 'eomt_dinov3_tiny.pt'])
+def public(request) -> dict:
+    return reference(request.param)
 
 
 @pytest.fixture
 def model(public: dict) -> tuple[EoMTViT, EoMTHead, torch.Tensor]:
     config = public['config']
     arch = dict(embed_dims=config['embed_dims'], num_layers=config['depth'], num_heads=config['num_heads'])
+    if 'rope_theta' in config:
+        arch.update(rope_theta=config['rope_theta'], norm_eps=config['layer_norm_eps'], qkv_bias='qv')
     joint = config['num_joint_blocks']
     backbone = EoMTViT(arch, config['img_size'], config['patch_size'], num_joint_blocks=joint)
     head = EoMTHead(config['num_classes'], arch, num_joint_blocks=joint, num_queries=config['num_queries'])
-    for module, weights in zip((backbone, head), split_public(public['state_dict'], config['depth'], joint)):
-        module.load_state_dict(weights)
+    weights = to_segmentor(understand(public['state_dict'], 'the reference').weights, joint)
+    for module, part in ((backbone, 'backbone.'), (head, 'decode_head.')):
+        module.load_state_dict({n.removeprefix(part): v for n, v in weights.items() if n.startswith(part)})
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
     return backbone, head, (public['image'] - mean) / std
@@ -67,12 +50,13 @@ def test_logits_and_gradients_equal_the_public_implementations(public, model, mo
 
     probes = zip(masks + classes, public['probe_mask'][-len(masks) :] + public['probe_class'][-len(masks) :])
     sum((logits * probe).mean() for logits, probe in probes).backward()
-    grads = split_public(expected['grads'], public['config']['depth'], public['config']['num_joint_blocks'])
-    for module, wanted in zip((backbone, head), grads):
-        given = {name: parameter.grad for name, parameter in module.named_parameters()}
-        assert set(given) == set(wanted)
-        for name, value in wanted.items():
-            assert relative_error(given[name], value) < TOLERANCE, name
+    given = {}
+    for module, part in ((backbone, 'backbone'), (head, 'decode_head')):
+        given.update({f'{part}.{name}': parameter.grad for name, parameter in module.named_parameters()})
+    given = recognise(public['state_dict']).write(from_segmentor(given))
+    assert set(given) == set(expected['grads'])
+    for name, value in expected['grads'].items():
+        assert relative_error(given[name], value) < TOLERANCE, name
 
 
 def test_matching_losses_and_their_gradients_equal_the_public_implementations():

@@ -1,0 +1,86 @@
+"""``hf://owner/repo[/file][@revision]``: checkpoints of the Hugging Face Hub, through its own library and cache."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mmseg_eomt.weights.files import NAMES, shards_of
+
+SCHEME = 'hf://'
+_URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/]+)/([^?]+)(?:\?.*)?')
+
+
+def as_hub_name(url: str) -> str | None:
+    """The ``hf://`` name of a file that a web address on the Hub names; None for other addresses."""
+    found = _URL.fullmatch(url)
+    return f'{SCHEME}{found.group(1)}/{found.group(3)}@{found.group(2)}' if found else None
+
+
+def parse(name: str) -> tuple[str, str | None, str | None]:
+    """Repository, file and revision of an ``hf://`` name.
+
+    Raises:
+        ValueError: If it is of another form.
+    """
+    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?', name)
+    if found is None:
+        raise ValueError(f'{name} is not of the form hf://owner/repo, hf://owner/repo/file or either with @revision behind.')
+    return found.groups()
+
+
+def download(name: str) -> Path:
+    """Bring a checkpoint into the Hub's cache, where it is not there yet.
+
+    The token, the place of the cache and offline mode are those of ``huggingface_hub`` (``hf auth login``, ``HF_TOKEN``,
+    ``HF_HOME``, ``HF_HUB_OFFLINE``). Without a file in the name, the first of :data:`~.files.NAMES` that the repository has
+    is taken.
+
+    Returns:
+        The file in the cache; of a checkpoint in several files the index, with the others beside it.
+
+    Raises:
+        OSError: If it cannot be had, with what to do.
+        ValueError: If the name is of another form.
+    """
+    repo, file, revision = parse(name)
+    local_only = False
+    for candidate in (file,) if file else NAMES:
+        try:
+            path = Path(hf_hub_download(repo, candidate, revision=revision, local_files_only=local_only))
+            if candidate.endswith('.index.json'):
+                for shard in shards_of(path):
+                    hf_hub_download(repo, shard, revision=revision, local_files_only=local_only)
+            return path
+        except LocalEntryNotFoundError:
+            local_only = True  # no network: what else is in the cache?
+        except GatedRepoError as error:
+            raise PermissionError(
+                f'{name}: the owner of {repo} asks for an agreement. Accept it on https://huggingface.co/{repo}, then log '
+                f'in with "hf auth login", or set HF_TOKEN.'
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise FileNotFoundError(
+                f'{name}: the Hub has no repository {repo}, or it is private: check the name, or run "hf auth login".'
+            ) from error
+        except RevisionNotFoundError as error:
+            raise FileNotFoundError(f'{name}: {repo} has no revision {revision}.') from error
+        except EntryNotFoundError:
+            continue
+        except HfHubHTTPError as error:
+            raise OSError(f'{name} could not be downloaded: {str(error).splitlines()[0]}') from error
+    wanted = file or f'any of {", ".join(NAMES)}'
+    if local_only:
+        raise FileNotFoundError(
+            f'{name} is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set): download it where there '
+            f'is a network, with "hf download {repo}{f" {file}" if file else ""}", and copy the cache or give the path.'
+        )
+    raise FileNotFoundError(f'{name}: {repo} has no {wanted}; name the file, as hf://{repo}/<file>.')

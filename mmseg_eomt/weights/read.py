@@ -1,0 +1,206 @@
+"""From the content of any public checkpoint file to one of our state dicts."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmseg_eomt.adapters.names import is_adapter
+from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS
+from mmseg_eomt.weights.format import UNUSED, Format, is_gated
+from mmseg_eomt.weights.rules import StateDict
+from mmseg_eomt.weights.vit_formats import VIT_FORMATS
+
+FORMATS = EOMT_FORMATS + VIT_FORMATS
+OWN = 'segmentor of mmseg-eomt'
+WRAPPERS = ('state_dict', 'model')  # of mmengine and Lightning; of MAE and DeiT
+NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint that was understood.
+
+    Attributes:
+        source: Its path or URL, for messages.
+        kind: The name of its format.
+        is_eomt: Whether it is a whole EoMT rather than a ViT.
+        weights: Our state dict of it (:mod:`~mmseg_eomt.weights.format`).
+    """
+
+    source: str
+    kind: str
+    is_eomt: bool
+    weights: StateDict
+
+    @property
+    def num_layers(self) -> int:
+        """The ViT's blocks in all."""
+        return 1 + max(int(name.split('.')[1]) for name in self.weights if name.startswith('blocks.'))
+
+    @property
+    def num_joint_blocks(self) -> int | None:
+        """The blocks that ran together with the queries; None for a ViT, and where the file does not tell."""
+        probs = self.weights.get('attn_mask_probs')
+        return None if probs is None else len(probs)
+
+
+def tensors_of(checkpoint: object) -> StateDict:
+    """The tensors of a loaded file, out of its wrapper, without the prefixes of ``DataParallel`` and ``compile``."""
+    if not isinstance(checkpoint, Mapping):
+        return {}
+    for key in WRAPPERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    return {
+        re.sub(r'^module\.|(?<![^.])_orig_mod\.', '', name): value
+        for name, value in checkpoint.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def recognise(state_dict: StateDict) -> Format | None:
+    """The public format of a state dict; None if it is none that is known."""
+    return next((known for known in FORMATS if known.matches(state_dict)), None)
+
+
+def is_own(state_dict: StateDict) -> bool:
+    """Whether a state dict is that of a segmentor with :class:`EoMTViT` and :class:`EoMTHead`."""
+    return {'backbone.patch_embed.proj.weight', 'decode_head.query_embed.weight'} <= state_dict.keys()
+
+
+def understand(checkpoint: object, source: str) -> Pretrained:
+    """Read the content of a checkpoint, whatever public format it is in.
+
+    Args:
+        checkpoint: What was loaded from the file.
+        source: Its path or URL, for messages.
+
+    Raises:
+        ValueError: If the format is not known, if it holds adapters, or if it is a delta without its base.
+    """
+    found = understand_delta(checkpoint, source)
+    if is_delta(found):
+        raise ValueError(
+            f'{source} holds differences to DINOv3, not weights: name it together with the DINOv3 file it was made from, as '
+            f"'{source}+{_likely_base(found)}' (a path or URL will do too)."
+        )
+    return found
+
+
+def understand_delta(checkpoint: object, source: str) -> Pretrained:
+    """As :func:`understand`, for a file that may be a delta."""
+    state_dict = tensors_of(checkpoint)
+    adapters = [name for name in state_dict if is_adapter(name)]
+    if adapters:
+        raise ValueError(
+            f'{source} has adapters ({len(adapters)} tensors, such as {adapters[0]}): merge them first, with '
+            f'tools/adapter.py merge.'
+        )
+    if is_own(state_dict):
+        return Pretrained(source, OWN, True, from_segmentor(state_dict))
+    known, rest = recognise(state_dict), {}
+    if known is None:  # the backbone of a classifier or segmentor
+        part = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
+        rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')}
+        known, state_dict = recognise(part), part or state_dict
+    if known is None:
+        found = sorted(state_dict)[:4] or type(checkpoint).__name__
+        names = ', '.join(dict.fromkeys(known.name.split(' (tr')[0] for known in FORMATS))
+        raise ValueError(f'{source} is in no format that is known here: it has {found}. Known are: {names}, {OWN}.')
+    try:
+        weights = known.read(state_dict)
+    except ValueError as error:
+        raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
+    return Pretrained(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
+
+
+def from_segmentor(state_dict: StateDict) -> StateDict:
+    """A segmentor's state dict as that of a whole ViT, with the head's entries beside the blocks."""
+    first = 1 + max(int(name.split('.')[2]) for name in state_dict if name.startswith('backbone.blocks.'))
+    out = {}
+    for name, value in state_dict.items():
+        part, _, rest = name.partition('.')
+        if part == 'decode_head' and rest.startswith('blocks.'):
+            _, index, rest = rest.split('.', 2)
+            rest = f'blocks.{int(index) + first}.{rest}'
+        elif part not in ('backbone', 'decode_head'):
+            rest = f'{UNUSED}{name}'
+        out[rest] = value
+    return out
+
+
+def to_segmentor(weights: StateDict, num_joint_blocks: int) -> StateDict:
+    """The reverse of :func:`from_segmentor`, for any split of the blocks."""
+    first = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('blocks.')) - num_joint_blocks
+    head = ('norm.', 'query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs')
+    out = {}
+    for name, value in weights.items():
+        if name.startswith(UNUSED):
+            continue
+        if name.startswith('blocks.'):
+            _, index, rest = name.split('.', 2)
+            joint = int(index) - first
+            name = f'decode_head.blocks.{joint}.{rest}' if joint >= 0 else f'backbone.{name}'
+        else:
+            name = f'decode_head.{name}' if name.startswith(head) else f'backbone.{name}'
+        out[name] = value
+    return out
+
+
+def is_delta(found: Pretrained) -> bool:
+    """Whether an EoMT on DINOv3 holds differences to DINOv3's weights, as the authors publish them.
+
+    Names and shapes are those of whole weights; the norms tell, whose weights are near 1 in a model and near 0 in a
+    difference.
+    """
+    if found.kind != EOMT_DINOV3.name:
+        return False
+    norms = [v.float().abs().mean() for name, v in found.weights.items() if re.search(r'(^|\.)norm\d?\.weight$', name)]
+    return bool(torch.stack(norms).mean() < NORM_OF_A_DELTA)
+
+
+def add_base(delta: Pretrained, base: Pretrained) -> StateDict:
+    """The weights of an EoMT that was published as differences to a ViT.
+
+    The ViT's part is the sum; queries, heads and upscaling are the delta's own.
+
+    Returns:
+        A state dict in the authors' format.
+
+    Raises:
+        ValueError: If the first is no delta, or the second is not the ViT it was made from, as far as shapes tell.
+    """
+    if not is_delta(delta):
+        raise ValueError(
+            f'{delta.source} ({delta.kind}) holds whole weights, not differences to others: leave out +{base.source}.'
+        )
+    head = ('query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs', UNUSED)
+    total = dict(delta.weights)
+    wrong = []
+    for name, value in delta.weights.items():
+        if name.startswith(head):
+            continue
+        other = base.weights.get(name)
+        if other is None and name.endswith('attn.qkv.bias'):
+            other = torch.zeros_like(value)  # timm leaves out biases that are all zero
+        if other is None or other.shape != value.shape:
+            wrong.append(f'{name}: {tuple(value.shape)} and {None if other is None else tuple(other.shape)}')
+        else:
+            total[name] = value.float() + other.float()
+    wrong += [f'{name}: only in the base' for name in base.weights.keys() - total.keys() if not name.startswith(UNUSED)]
+    if wrong:
+        raise ValueError(
+            f'{base.source} ({base.kind}) is not the ViT that {delta.source} holds differences to: {len(wrong)} weights do '
+            f'not fit, such as {"; ".join(wrong[:2])}. Likely it is {_likely_base(delta)}.'
+        )
+    return EOMT_DINOV3.write(total)
+
+
+def _likely_base(delta: Pretrained) -> str:
+    size = {384: 's', 768: 'b', 1024: 'l', 1280: 'h', 4096: '7b'}.get(delta.weights['cls_token'].shape[-1], 'l')
+    plus = 'plus' if is_gated(delta.weights) and size != '7b' else ''
+    return f'hf://facebook/dinov3-vit{size}16{plus}-pretrain-lvd1689m'

@@ -1,0 +1,166 @@
+"""Reversible rules between the names and shapes of a checkpoint format and ours.
+
+Names are templates: ``{i}`` stands for a block's number and ``{p}`` for ``weight`` or ``bias``. A rule takes what it knows
+out of a state dict and puts it into another; each undoes in :meth:`write` what it does in :meth:`read`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One tensor under another name."""
+
+    ours: str
+    theirs: str
+
+    def read(self, given: StateDict, out: StateDict) -> None:
+        """Move what matches from ``given``, under their names, to ``out``, under ours."""
+        move(given, self.theirs, out, self.ours)
+
+    def write(self, given: StateDict, out: StateDict) -> None:
+        """The reverse of :meth:`read`."""
+        move(given, self.ours, out, self.theirs)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Several of their tensors are one of ours, one after the other along the first axis.
+
+    A part that is None is absent in the format and zero in ours.
+    """
+
+    ours: str
+    theirs: tuple[str | None, ...]
+
+    def read(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.read`; nothing is done where a part is missing."""
+        first = next(part for part in self.theirs if part)
+        for values in matching(given, first):
+            names = [part and part.format(**values) for part in self.theirs]
+            if not all(name is None or name in given for name in names):
+                continue
+            like = given[names[0] or first.format(**values)]
+            parts = [torch.zeros_like(like) if name is None else given.pop(name) for name in names]
+            out[self.ours.format(**values)] = torch.cat(parts)
+
+    def write(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.write`.
+
+        Raises:
+            ValueError: If a part that the format has no place for is not zero.
+        """
+        for values in matching(given, self.ours):
+            name = self.ours.format(**values)
+            for part, value in zip(self.theirs, given.pop(name).chunk(len(self.theirs))):
+                if part is not None:
+                    out[part.format(**values)] = value.clone()  # a view would be saved with all that it is part of
+                elif value.any():
+                    raise ValueError(f'{name} has a part that this format leaves out, and it is not zero.')
+
+
+@dataclass(frozen=True)
+class MaskedBias:
+    """DINOv3's bias of queries, keys and values, beside a mask that is 0 where the keys' is and 1 elsewhere."""
+
+    ours: str
+    theirs: str
+    mask: str
+
+    def read(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.read`; what the mask leaves out becomes zero."""
+        for values in matching(given, self.theirs):
+            bias = given.pop(self.theirs.format(**values))
+            mask = given.pop(self.mask.format(**values), None)
+            out[self.ours.format(**values)] = bias if mask is None else bias.masked_fill(mask == 0, 0)
+
+    def write(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.write`."""
+        for values in matching(given, self.ours):
+            bias = given.pop(self.ours.format(**values))
+            mask = torch.ones_like(bias)
+            mask.chunk(3)[1].zero_()
+            out[self.theirs.format(**values)] = bias
+            out[self.mask.format(**values)] = mask
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A learned position embedding; ours is (1, h · w, C), and the class token's place is kept beside it.
+
+    Attributes:
+        theirs: Their name.
+        class_first: Whether theirs begins with the class token's place. None: as timm has it, never where there are
+            registers, and elsewhere told by the number of places, which for public ViTs is a square, or a square and one.
+        batched: Whether theirs is (1, N, C), or (N, C).
+    """
+
+    theirs: str
+    class_first: bool | None
+    batched: bool = True
+
+    def read(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.read`."""
+        if self.theirs not in given:
+            return
+        value = given.pop(self.theirs)
+        value = value if self.batched else value[None]
+        class_first = self.class_first
+        if class_first is None:
+            class_first = 'reg_token' not in out and not _is_square(value.shape[1])
+        if class_first:
+            out['cls_pos_embed'], value = value[:, :1], value[:, 1:]
+        out['pos_embed'] = value
+
+    def write(self, given: StateDict, out: StateDict) -> None:
+        """As :meth:`Rename.write`; a class token that holds its place already gets a place of zero."""
+        if 'pos_embed' not in given:
+            return
+        value, place = given.pop('pos_embed'), given.pop('cls_pos_embed', None)
+        if self.class_first and place is None:
+            place = torch.zeros_like(value[:, :1])
+        if place is not None:
+            value = torch.cat((place, value), dim=1)
+        out[self.theirs] = value if self.batched else value[0]
+
+
+Rule = Rename | Concat | MaskedBias | Positions
+
+
+def move(given: StateDict, source: str, out: StateDict, target: str) -> None:
+    """Move all that matches one template from a state dict to another, under the other template."""
+    for values in matching(given, source):
+        out[target.format(**values)] = given.pop(source.format(**values))
+
+
+def matching(given: StateDict, template: str) -> Iterator[dict[str, str]]:
+    """The values of ``{i}`` and ``{p}`` for which a template names an entry."""
+    pattern = re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)').replace(r'\{p\}', '(?P<p>weight|bias)')
+    found = (re.fullmatch(pattern, name) for name in given)
+    yield from [match.groupdict() for match in found if match]
+
+
+def prefixed(rules: tuple[Rule, ...], prefix: str) -> tuple[Rule, ...]:
+    """Rules whose names of theirs all begin with ``prefix``."""
+    changed = []
+    for rule in rules:
+        fields = dict(vars(rule))
+        for name in ('theirs', 'mask'):
+            value = fields.get(name)
+            if isinstance(value, str):
+                fields[name] = prefix + value
+            elif isinstance(value, tuple):
+                fields[name] = tuple(part and prefix + part for part in value)
+        changed.append(type(rule)(**fields))
+    return tuple(changed)
+
+
+def _is_square(number: int) -> bool:
+    return round(number**0.5) ** 2 == number
