@@ -16,15 +16,16 @@ from mmseg_eomt.weights.fit import fit_checkpoint
 
 _TAG = 'mmseg_eomt.adapter'
 _MERGED = 'mmseg_eomt.merged'
+_SOURCE = 'mmseg_eomt.source'
 _caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'init_cfg', or whoever loads a checkpoint by hand
 _starting = contextvars.ContextVar('starting', default=False)  # whether it loads what training starts from
 
 
-def tagged(checkpoint):
-    """The checkpoint, with its note of adapters where the loader of its weights sees it."""
+def tagged(checkpoint, source: str = ''):
+    """The checkpoint, with its note of adapters and its source where the loader of its weights sees them."""
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         return checkpoint
-    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged')}
+    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
     weights = OrderedDict(checkpoint['state_dict'])
     weights._metadata = {**getattr(checkpoint['state_dict'], '_metadata', {}), **tags}
     checkpoint['state_dict'] = weights
@@ -67,7 +68,7 @@ def load_adapters_or_refuse() -> None:
         elif tags.get(_MERGED) and tuner_layers(model):
             raise RuntimeError('The checkpoint has its adapters merged in, and the model has some too: build a plain one.')
         elif not adapters:
-            state_dict = fit_checkpoint(model, state_dict, _starting.get())
+            state_dict = fit_checkpoint(model, state_dict, _starting.get(), tags.get(_SOURCE) or 'The checkpoint')
         return load(module, state_dict, *args, **kwargs)
 
     mmengine_checkpoint.load_state_dict = load_state_dict

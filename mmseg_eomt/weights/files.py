@@ -30,8 +30,8 @@ def read_file(path: Path, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError) as error:
-        if is_whole(path):
+    except (RuntimeError, EOFError, OSError) as error:
+        if is_whole(path) or isinstance(error, PermissionError):
             raise
         raise _cut_short(path, error) from error
 

@@ -16,7 +16,7 @@ from mmseg_eomt.weights.rules import StateDict
 _FITTED = 'mmseg_eomt.fitted'
 
 
-def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, source: str = 'The checkpoint') -> StateDict:
+def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, source: str) -> StateDict:
     """The weights that a segmentor is to load from a checkpoint: what the table in the log says became of it.
 
     Args:

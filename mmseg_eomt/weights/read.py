@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmseg_eomt.adapters.names import is_adapter
-from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS
+from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3
 from mmseg_eomt.weights.format import UNUSED, Format, is_gated
 from mmseg_eomt.weights.rules import StateDict
 from mmseg_eomt.weights.vit_formats import VIT_FORMATS
@@ -115,6 +115,11 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
         weights = known.read(state_dict)
     except ValueError as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
+    if known is HF_EOMT_DINOV3 and is_gated(weights):
+        raise ValueError(
+            f"{source} ({known.name}) has gated MLPs, and Hugging Face's model has one activation for gates and heads, the "
+            f"authors' SiLU and GELU: it would predict otherwise here. Start from the DINOv3 that it was made from."
+        )
     return Pretrained(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
 
 
@@ -159,7 +164,8 @@ def is_delta(found: Pretrained) -> bool:
     """
     if found.kind != EOMT_DINOV3.name:
         return False
-    norms = [v.float().abs().mean() for name, v in found.weights.items() if re.search(r'(^|\.)norm\d?\.weight$', name)]
+    vit = re.compile(r'(blocks\.\d+\.norm\d|norm)\.weight')
+    norms = [value.float().abs().mean() for name, value in found.weights.items() if vit.fullmatch(name)]
     return bool(torch.stack(norms).mean() < NORM_OF_A_DELTA)
 
 

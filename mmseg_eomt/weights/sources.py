@@ -72,20 +72,20 @@ def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
     delta, base = split_sum(name)
     if base is None:
         path = find(delta)
-        return _as_checkpoint(read_folder(path) if path.is_dir() else read_file(path, map_location))
+        return _as_checkpoint(read_folder(path) if path.is_dir() else read_file(path, map_location), name)
     loaded = CheckpointLoader.load_checkpoint(base, map_location, logger='silent')
     given = read_file(find(delta), map_location)
     total = add_base(understand_delta(given, delta), understand(loaded, base))
-    return tagged(dict(state_dict=total, meta={}))
+    return tagged(dict(state_dict=total, meta={}), name)
 
 
-def _as_checkpoint(loaded: Any) -> Any:
+def _as_checkpoint(loaded: Any, name: str) -> Any:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
     if isinstance(loaded, dict) and 'state_dict' in loaded:
         loaded.setdefault('meta', {})
     elif isinstance(loaded, dict) and recognise(tensors_of(loaded)) is not None:
         loaded = dict(state_dict=tensors_of(loaded), meta={})
-    return tagged(loaded)
+    return tagged(loaded, name)
 
 
 def _local_file(name: str) -> Path:

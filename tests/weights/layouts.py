@@ -24,7 +24,8 @@ class Sizes:
         self.scales = fixed.get('scales', bool(self._from(0, 2)))
         self.grid = fixed.get('grid', self._from(2, 6))
         self.patch = fixed.get('patch', 4)
-        self.queries, self.classes = self._from(2, 9), self._from(2, 9)
+        self.queries = fixed.get('queries', self._from(2, 9))
+        self.classes = fixed.get('classes', self._from(2, 9))
         self.joint = fixed.get('joint', self._from(1, self.layers + 1))
 
     def _from(self, low: int, high: int) -> int:

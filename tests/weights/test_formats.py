@@ -11,6 +11,7 @@ from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
 from mmseg_eomt.weights.format import UNUSED
 from mmseg_eomt.weights.read import FORMATS, from_segmentor, recognise, to_segmentor, understand
 
+TRANSFORMERS_5 = 'of Hugging Face (transformers 5)'
 OURS = re.compile(
     r'cls_token|reg_token|(cls_)?pos_embed|(patch_embed\.proj|norm_pre|norm|class_head)\.(weight|bias)|query_embed\.weight|'
     r'blocks\.\d+\.((norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)|ls[12]\.gamma)|attn_mask_probs|'
@@ -58,10 +59,14 @@ def hugging_face(name: str, **config):
         ('Eomt', dict(num_blocks=1, num_labels=3, use_swiglu_ffn=True), 'Hugging Face EoMT (DINOv2)'),
         ('EomtDinov3', dict(num_blocks=1, num_labels=3, intermediate_size=64), 'Hugging Face EoMT (DINOv3)'),
         ('EomtDinov3', dict(num_blocks=2, num_labels=3, use_gated_mlp=True), 'Hugging Face EoMT (DINOv3)'),
-        ('DINOv3ViT', dict(num_register_tokens=4, kind='Model'), 'DINOv3 of Hugging Face (transformers 5)'),
-        ('DINOv3ViT', dict(use_gated_mlp=True, num_register_tokens=4, kind='Model'), 'DINOv3 of Hugging Face (transformers 5)'),
-        ('Dinov2', dict(kind='Model'), 'DINOv2 of Hugging Face (transformers 5)'),
-        ('Dinov2WithRegisters', dict(use_swiglu_ffn=True, kind='Model'), 'DINOv2 of Hugging Face (transformers 5)'),
+        ('DINOv3ViT', dict(num_register_tokens=4, kind='Model'), f'DINOv3 {TRANSFORMERS_5}'),
+        (
+            'DINOv3ViT',
+            dict(use_gated_mlp=True, num_register_tokens=4, kind='Model'),
+            f'DINOv3 {TRANSFORMERS_5}',
+        ),
+        ('Dinov2', dict(kind='Model'), f'DINOv2 {TRANSFORMERS_5}'),
+        ('Dinov2WithRegisters', dict(use_swiglu_ffn=True, kind='Model'), f'DINOv2 {TRANSFORMERS_5}'),
     ],
 )
 def test_models_of_transformers_are_read_and_written_back_the_same(name, config, kind):
@@ -73,7 +78,9 @@ def test_models_of_transformers_are_read_and_written_back_the_same(name, config,
 
 
 def test_packed_gates_of_older_files_are_those_of_newer_ones():
-    theirs = hugging_face('Eomt', num_blocks=1, num_labels=3, use_swiglu_ffn=True, kind='ForUniversalSegmentation').state_dict()
+    theirs = hugging_face(
+        'Eomt', num_blocks=1, num_labels=3, use_swiglu_ffn=True, kind='ForUniversalSegmentation'
+    ).state_dict()
     older = {name: value for name, value in theirs.items() if '.mlp.' not in name}
     for i in range(2):
         for p in ('weight', 'bias'):
@@ -129,7 +136,7 @@ def test_a_segmentors_split_of_the_blocks_can_be_changed():
     ('change', 'message'),
     [
         (lambda d: dict(a=torch.zeros(1)), r"in no format that is known here: it has \['a'\].*DINOv3 release"),
-        (lambda d: [1, 2], "it has list"),
+        (lambda d: [1, 2], 'it has list'),
         (lambda d: d | {'blocks.0.attn.q_norm.weight': torch.zeros(4)}, r'plain ViT of timm.*attn.q_norm.weight'),
         (lambda d: d | {'blocks.0.attn.qkv.lora_A.default.weight': torch.zeros(4)}, 'adapter.py merge'),
     ],

@@ -1,8 +1,12 @@
-"""DINOv2 release files: adapted as timm does, never half loaded."""
+"""Weights of a ViT are fitted to the model as timm does, and never half loaded."""
+
+import re
 
 import pytest
 import torch
 from conftest import reference
+from layouts import Sizes, dinov3_release, timm_vit
+from mmengine.logging import MMLogger
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
@@ -84,10 +88,16 @@ def test_gated_mlps_are_renamed(data, release):
         ({}, dict(ARCH, num_layers=3), 'num_layers=2, but arch asks for 3'),
         ({}, dict(ARCH, embed_dims=96), 'embed_dims=48, but arch asks for 96'),
         ({}, dict(ARCH, mlp='swiglu'), 'mlp=gelu, but arch asks for swiglu'),
+        ({}, dict(ARCH, layer_scale_init=None), 'layer_scale=True, but arch asks for False'),
+        ({}, dict(ARCH, rope_theta=100.0), 'positions=learned, but arch asks for rotary'),
+        ({}, dict(ARCH, class_token=False), 'class_token=True, but arch asks for False'),
+        ({}, dict(ARCH, qkv_bias='qv'), r"has a bias for \['k'\], and qkv_bias of arch is 'qv'"),
         (dict(register_tokens=None), ARCH, '0 register tokens, but num_register_tokens is 4'),
-        (dict(pos_embed=None), ARCH, 'not a DINOv2 release file'),
-        ({'blocks.1.norm1.bias': None}, ARCH, r"does not fit EoMTViT.*'blocks.1.norm1.bias'"),
-        ({'blocks.1.attn.q_bias': torch.zeros(48)}, ARCH, r"does not fit EoMTViT.*'blocks.1.attn.q_bias'"),
+        (dict(pos_embed=None), ARCH, 'in no format that is known'),
+        ({'blocks.1.norm1.bias': None}, ARCH, r'in 1 weights:\s+blocks.1.norm1.bias: checkpoint absent, model \(48,\)'),
+        ({'blocks.1.norm1.bias': torch.zeros(7)}, ARCH, r'blocks.1.norm1.bias: checkpoint \(7,\), model \(48,\)'),
+        ({'blocks.1.attn.q_bias': torch.zeros(48)}, ARCH, r'DINOv2 release.*blocks.1.attn.q_bias'),
+        (dict(pos_embed=torch.zeros(1, 8, 48)), ARCH, 'position embedding for 7 patches, no square'),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_difference(release, changes, arch, message):
@@ -96,13 +106,48 @@ def test_a_file_that_does_not_fit_is_refused_with_the_difference(release, change
         model.init_weights()
 
 
-def test_a_segmentors_checkpoint_is_refused_with_where_it_belongs(tmp_path):
-    torch.save(dict(state_dict=dict(a=torch.zeros(1)), meta={}), tmp_path / 'iter_1.pth')
-    model = EoMTViT(ARCH, 64, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'iter_1.pth')), num_joint_blocks=1)
-    with pytest.raises(ValueError, match='use load_from'):
+def test_an_arch_that_fits_is_named(release):
+    vit = timm_vit(Sizes(0, dims=384, heads=6, layers=12, hidden=1536, gated=False, registers=0, scales=False))
+    model = EoMTViT(ARCH, 64, num_register_tokens=0, num_joint_blocks=0, init_cfg=release())
+    torch.save(vit, model.init_cfg['checkpoint'])
+    with pytest.raises(ValueError, match="embed_dims=384, but arch asks for 48: arch='vit_small' fits"):
         model.init_weights()
-    with pytest.raises(ValueError, match='nothing else'):
-        model.init_cfg['prefix'] = 'backbone'
-        model.init_weights()
-    with pytest.raises(ValueError, match='nothing else'):
-        EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=[dict(type='Xavier'), model.init_cfg]).init_weights()
+
+
+def test_rotary_periods_of_a_file_tell_wrong_heads_and_another_base(tmp_path):
+    torch.save(dinov3_release(Sizes(0, dims=48, heads=3, layers=2, gated=False, hidden=192)), tmp_path / 'dinov3.pth')
+    arch = dict(ARCH, rope_theta=100.0, qkv_bias='qv', norm_eps=1e-5)
+    for wrong, told in ((dict(num_heads=6), '4 rotary periods'), (dict(rope_theta=10000.0), 'rope_theta=10000')):
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'dinov3.pth'))
+        model = EoMTViT({**arch, **wrong}, 64, 4, num_joint_blocks=0, init_cfg=init_cfg)
+        with pytest.raises(ValueError, match=told):
+            model.init_weights()
+    EoMTViT(arch, 64, 4, num_joint_blocks=0, init_cfg=init_cfg).init_weights()
+
+
+def test_init_cfg_takes_a_checkpoint_and_nothing_else(release):
+    init_cfg = release()
+    for wrong in (dict(init_cfg, prefix='backbone'), [dict(type='Xavier'), init_cfg]):
+        with pytest.raises(ValueError, match='nothing else'):
+            EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=wrong).init_weights()
+
+
+def test_the_log_tells_what_was_loaded_adapted_left_out_and_made(release, capsys):
+    MMLogger.get_instance('weights')  # writes to the output that this test sees
+    EoMTViT(ARCH, 64, 16, num_joint_blocks=1, init_cfg=release()).init_weights()
+    EoMTHead(19, ARCH, num_joint_blocks=1, init_cfg=release()).init_weights()
+    lines = [re.sub(r'\S+/dinov2_pretrain.pth', 'FILE', line).strip() for line in capsys.readouterr().out.splitlines()]
+    told = [re.sub(r'^.*INFO - ', '', line) for line in lines if 'by local backend' not in line]
+
+    assert told == [
+        'EoMTViT: FILE (DINOv2 release)',
+        'loaded      19 tensors, blocks 0 to 0 of 2',
+        'adapted     patches 14 → 16 pixels; positions 37×37 → 4×4',
+        'left out    mask_token',
+        'newly made  nothing',
+        'EoMTHead: FILE (DINOv2 release)',
+        'loaded      16 tensors, blocks 1 to 1 of 2',
+        'adapted     nothing',
+        'left out    mask_token',
+        'newly made  query_embed; class_head; mask_head; upscale',
+    ]

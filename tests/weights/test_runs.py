@@ -1,0 +1,190 @@
+"""Public checkpoints through the ways a user has: load_from, init_cfg, init_model, tools/test.py, with and without LoRA."""
+
+import re
+
+import pytest
+import torch
+from conftest import run_tool
+from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_dinov3
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from mmseg.apis import init_model
+from safetensors.torch import save_file
+
+from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
+from mmseg_eomt.weights.read import from_segmentor
+
+FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
+ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
+ROTARY = {f'model.{part}.arch': dict(_delete_=True, **ROTARY) for part in ('backbone', 'decode_head')}
+
+
+def write(tmp_path, layout=public_eomt, seed=0, name='public.bin', **changes) -> tuple[str, dict]:
+    """A file that fits the small config but for the changes, and its content."""
+    content = layout(Sizes(seed, **{**FITTING, **changes}))
+    torch.save(content, tmp_path / name)
+    return str(tmp_path / name), content
+
+
+def ours(runner: Runner) -> dict:
+    return from_segmentor(runner.model.state_dict())
+
+
+def start(config) -> Runner:
+    """Load what a run starts from, and train no step."""
+    config.train_cfg.update(max_iters=0, val_interval=1)
+    config.param_scheduler, config.val_dataloader, config.val_cfg, config.val_evaluator = [], None, None, None
+    config.custom_hooks = [hook for hook in config.custom_hooks if hook['type'] != 'MaskAnnealingHook']
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('where', ['load_from', 'init_cfg', 'model.init_cfg'])
+def test_training_starts_from_a_panoptic_eomt_with_its_class_head_made_anew(small_config, tmp_path, where):
+    path, content = write(tmp_path, classes=133, queries=20)
+    init_cfg = dict(type='Pretrained', checkpoint=path, _delete_=True)
+    changes = {
+        'load_from': dict(load_from=path),
+        'init_cfg': {'model.backbone.init_cfg': init_cfg, 'model.decode_head.init_cfg': init_cfg},
+        'model.init_cfg': {'model.init_cfg': dict(type='Pretrained', checkpoint=path)},
+    }[where]
+
+    runner = start(small_config(**changes))
+
+    given, expected = ours(runner), EOMT.read(content)
+    assert given['class_head.weight'].shape == (20, 32)
+    assert torch.equal(given['query_embed.weight'], expected['query_embed.weight'][:12])
+    for name, value in given.items():
+        if not name.startswith(('class_head', 'query_embed', 'attn_mask_probs')):
+            assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize('hooks', [True, False])
+def test_what_was_adapted_is_said_once(small_config, tmp_path, capsys, hooks):
+    path, _ = write(tmp_path, classes=133, queries=5, joint=3, grid=6, patch=8)
+    config = small_config(max_iters=1, load_from=path)
+    config.custom_hooks = config.custom_hooks if hooks else []
+    Runner.from_cfg(config).train()
+
+    log = capsys.readouterr().out
+    for line in (
+        'loaded      ',
+        'adapted     patches 8 → 16 pixels; positions 6×6 → 4×4; queries 5 → 12, they are repeated; joint blocks 3 → 2',
+        'left out    criterion; network',
+        'newly made  class_head (133 classes in the checkpoint, 19 here)',
+    ):
+        assert log.count(line) == 1, line
+
+
+def test_a_hugging_face_folder_predicts_as_the_public_file_does(small_config, config_file, tmp_path):
+    path, content = write(tmp_path)
+    folder = tmp_path / 'hf'
+    folder.mkdir()
+    save_file(HF_EOMT.write(EOMT.read(content)), folder / 'model.safetensors')
+    config = small_config()
+    models = [init_model(config.copy(), source, device='cpu') for source in (path, str(folder))]
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        scores = [model.encode_decode(image, [dict(img_shape=(64, 64), ori_shape=(64, 64))]) for model in models]
+    assert torch.equal(*scores)
+    assert torch.equal(models[0].decode_head.class_head.weight, content['network.class_head.weight'])
+
+    outputs = [run_tool('tools/test.py', config_file(config), source).stdout for source in (path, folder)]
+    results = [re.search(r'aAcc: [\d.]+  mIoU: [\d.]+', log).group() for log in outputs]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(classes=133), '133 classes, the model 19'),
+        (dict(queries=20), '20 queries, the model 12'),
+        (dict(joint=3), '3 joint blocks, the model 2'),
+        (dict(layout=dinov2_release, registers=4), 'ViT without the heads of an EoMT: train it first'),
+    ],
+)
+def test_nothing_is_made_anew_to_predict_with(small_config, tmp_path, changes, message):
+    path, _ = write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        init_model(small_config(), path, device='cpu')
+    with pytest.raises(ValueError, match=message):
+        Runner.from_cfg(small_config(load_from=path)).test()
+
+
+def test_training_starts_from_a_vit_in_load_from(small_config, tmp_path):
+    path, content = write(tmp_path, layout=dinov2_release, registers=4)
+    given = ours(start(small_config(load_from=path)))
+    assert torch.equal(given['blocks.3.attn.qkv.weight'], content['blocks.3.attn.qkv.weight'])
+
+
+def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small_config, base):
+    changes = {f'model.{part}.num_joint_blocks': 3 for part in ('backbone', 'decode_head')}
+    changes |= {'model.decode_head.num_classes': 5, 'model.decode_head.num_queries': 30, 'model.backbone.img_size': (96, 64)}
+    given = ours(start(small_config(load_from=base, **changes)))
+
+    expected = from_segmentor(torch.load(base, weights_only=True)['state_dict'])
+    for name in ('blocks.0.attn.qkv.weight', 'blocks.3.mlp.fc2.bias', 'norm.weight', 'upscale.1.conv1.weight'):
+        assert torch.equal(given[name], expected[name])
+    assert torch.equal(given['query_embed.weight'][24:], expected['query_embed.weight'][:6])
+    assert given['class_head.weight'].shape == (6, 32)
+    assert given['pos_embed'].shape == (1, 24, 32)
+    with pytest.raises(ValueError, match=r'19 classes, the model 5; 12 queries, the model 30; 2 joint blocks, the model 3'):
+        Runner.from_cfg(small_config(load_from=base, **changes)).test()
+    del changes['model.decode_head.num_classes']
+    with pytest.raises(ValueError, match='12 queries, the model 30'):
+        Runner.from_cfg(small_config(load_from=base, resume=True, max_iters=4, **changes)).train()
+
+
+@pytest.mark.parametrize('where', ['load_from', 'init_cfg'])
+def test_lora_on_a_delta_and_its_base_is_found_again(small_config, tmp_path, where):
+    _, content = write(tmp_path, layout=public_eomt_dinov3, name='delta.bin', classes=133)
+    encoder = 'network.encoder.backbone.'
+    delta = {name: 0.01 * value if name.startswith(encoder) else value for name, value in content.items()}
+    torch.save(delta, tmp_path / 'delta.bin')
+    write(tmp_path, layout=hf_dinov3, seed=1, name='dinov3.bin')
+    source = f'{tmp_path}/delta.bin+{tmp_path}/dinov3.bin'
+    init_cfg = dict(type='Pretrained', checkpoint=source, _delete_=True)
+    starts = (
+        {'load_from': source}
+        if where == 'load_from'
+        else {
+            'model.backbone.init_cfg': init_cfg,
+            'model.decode_head.init_cfg': init_cfg,
+        }
+    )
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=1, **ROTARY, **starts))
+    runner.train()
+    expected, saved = runner.model.state_dict(), f'{runner.work_dir}/iter_1.pth'
+    slim = torch.load(saved, weights_only=True)
+    assert not [name for name in slim['state_dict'] if name.endswith('mlp.fc1.weight')]
+    assert slim['state_dict']['decode_head.class_head.weight'].shape == (20, 32)
+
+    model = init_model(small_config(lora=True, **ROTARY), saved, device='cpu')
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    torch.save({name: 1.5 * value for name, value in delta.items()}, tmp_path / 'delta.bin')
+    with pytest.raises(ValueError, match='another base'):
+        init_model(small_config(lora=True, **ROTARY), saved, device='cpu')
+
+
+def test_a_delta_without_its_base_is_refused_before_a_run(small_config, tmp_path):
+    _, content = write(tmp_path, layout=public_eomt_dinov3, name='delta.bin')
+    torch.save({n: 0.01 * v if 'backbone' in n else v for n, v in content.items()}, tmp_path / 'delta.bin')
+    for how in ({'load_from': str(tmp_path / 'delta.bin')}, {}):
+        with pytest.raises(ValueError, match=r'differences to DINOv3, not weights: name it together.*delta.bin\+hf://'):
+            if how:
+                Runner.from_cfg(small_config(**ROTARY, **how)).train()
+            else:
+                init_model(small_config(**ROTARY), str(tmp_path / 'delta.bin'), device='cpu')
+
+
+def test_a_model_that_is_no_whole_eomt_refuses_one_with_where_it_belongs(small_config, tmp_path):
+    path, _ = write(tmp_path)
+    head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=19)
+    changes = {'model.backbone.num_joint_blocks': 0, 'model.decode_head': head}
+    with pytest.raises(ValueError, match='put it into init_cfg of the part'):
+        init_model(small_config(**changes), path, device='cpu')
+    MMLogger.get_instance('fcn')
+    init_cfg = {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=path, _delete_=True)}
+    runner = start(small_config(**changes, **init_cfg))
+    assert runner.model.backbone.norm.weight.sum() != 32
