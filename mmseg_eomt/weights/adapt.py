@@ -70,7 +70,7 @@ def fit(found: Pretrained, target: Target, training: bool) -> tuple[StateDict, R
     report = Report(target.name, f'{found.source} ({found.kind})')
     check_arch(found, target)
     weights = dict(found.weights)
-    _fold_class_position(weights)
+    fold_class_position(weights)
     _fit_grid(found, weights, target, report)
     _fit_biases(found, weights, target, report)
     _fit_heads(found, weights, target, report, training)
@@ -150,7 +150,7 @@ def _kind(arch: ViTArch, name: str) -> object:
     return arch.layer_scale_init is not None if name == 'layer_scale' else getattr(arch, name)
 
 
-def _fold_class_position(weights: StateDict) -> None:
+def fold_class_position(weights: StateDict) -> None:
     """Add the class token's place to the token, as timm does."""
     place = weights.pop('cls_pos_embed', None)
     if place is not None and 'cls_token' in weights:

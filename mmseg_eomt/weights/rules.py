@@ -121,7 +121,7 @@ class Positions:
 
     def write(self, given: StateDict, out: StateDict) -> None:
         """As :meth:`Rename.write`; a class token that holds its place already gets a place of zero."""
-        if 'pos_embed' not in given:
+        if 'pos_embed' not in given or (self.class_first is False and 'cls_pos_embed' in given):
             return
         value, place = given.pop('pos_embed'), given.pop('cls_pos_embed', None)
         if self.class_first and place is None:

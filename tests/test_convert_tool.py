@@ -1,0 +1,129 @@
+"""tools/convert_checkpoint.py: what it writes is read by the implementation it is for, and predicts the same."""
+
+import pytest
+import torch
+from conftest import SMALL_ARCH, reference, relative_error, run_tool
+from layouts import Sizes, public_eomt, public_eomt_dinov3, timm_vit
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from mmseg.apis import init_model
+
+transformers = pytest.importorskip('transformers')
+
+REFERENCES = ['eomt_dinov2_reg4_tiny.pt', 'eomt_dinov3_tiny.pt']
+
+
+def convert(*args: object, check: bool = True) -> str:
+    return run_tool('tools/convert_checkpoint.py', *args, check=check).stdout
+
+
+def config_of(given: dict) -> Config:
+    arch = dict(embed_dims=given['embed_dims'], num_layers=given['depth'], num_heads=given['num_heads'])
+    if 'rope_theta' in given:
+        arch |= dict(rope_theta=given['rope_theta'], rope_rescale=2.0, qkv_bias='qv', norm_eps=given['layer_norm_eps'])
+    parts = dict(arch=arch, num_joint_blocks=given['num_joint_blocks'], patch_size=given['patch_size'])
+    head = dict(type='EoMTHead', num_classes=given['num_classes'], num_queries=given['num_queries'], **parts)
+    backbone = dict(type='EoMTViT', img_size=given['img_size'], **parts)
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    preprocessor = dict(type='SegDataPreProcessor', mean=mean, std=std)
+    model = dict(type='EncoderDecoder', data_preprocessor=preprocessor, backbone=backbone, decode_head=head)
+    return Config(dict(model=dict(model, test_cfg=dict(mode='whole')), default_scope='mmseg', test_pipeline=[]))
+
+
+@pytest.fixture(params=REFERENCES)
+def public(request, tmp_path) -> tuple[dict, str]:
+    """The reference and a file of its weights."""
+    data = reference(request.param)
+    torch.save(data['state_dict'], tmp_path / 'public.bin')
+    return data, str(tmp_path / 'public.bin')
+
+
+def assert_predicts(model, data: dict) -> None:
+    with torch.no_grad():
+        inputs = model.data_preprocessor(dict(inputs=list(data['image'])))['inputs']
+        masks, classes = model.decode_head(model.backbone(inputs))
+    assert relative_error(masks[-1], data['unmasked']['mask_logits'][-1]) < 1e-4
+    assert relative_error(classes[-1], data['unmasked']['class_logits'][-1]) < 1e-4
+
+
+def test_the_authors_checkpoint_goes_to_ours_and_back_unchanged(public, tmp_path):
+    data, path = public
+    log = convert(path, tmp_path / 'ours.pth', '--to', 'mmseg')
+    convert(tmp_path / 'ours.pth', tmp_path / 'back.bin', '--to', 'eomt')
+
+    assert 'public EoMT (DINOv' in log and 'ours.pth: ' in log
+    for source in (path, str(tmp_path / 'ours.pth'), str(tmp_path / 'back.bin')):
+        assert_predicts(init_model(config_of(data['config']), source, device='cpu'), data)
+    back = torch.load(tmp_path / 'back.bin', weights_only=True)
+    assert back.keys() - data['state_dict'].keys() == {'criterion.empty_weight'}
+    for name, value in data['state_dict'].items():
+        assert torch.allclose(back[name], value, atol=1e-6 if 'pixel' in name else 0), name
+    assert back['criterion.empty_weight'].tolist() == pytest.approx([1] * 19 + [0.1])
+
+
+@pytest.mark.parametrize('layout', [public_eomt, public_eomt_dinov3])
+@pytest.mark.parametrize('gated', [False, True])
+def test_an_exported_folder_loads_in_transformers_and_predicts_the_same(layout, gated, tmp_path):
+    sizes = dict(dims=64, heads=2, layers=3, hidden=176 if gated else 256, gated=gated, patch=16, grid=4, joint=2)
+    content = layout(Sizes(0, **sizes))
+    content['network.attn_mask_probs'] += 0.5  # stopped before its masks were annealed: none are used here
+    torch.save(content, tmp_path / 'public.bin')
+    options = ('--to', 'hf', '--num-heads', 2, '--img-size', 64)
+    if gated and layout is public_eomt_dinov3:
+        assert 'SiLU and GELU: it cannot be expressed there' in convert(tmp_path / 'public.bin', 'x', *options, check=False)
+        return
+    convert(tmp_path / 'public.bin', tmp_path / 'hf', *options)
+
+    theirs, told = transformers.AutoModelForUniversalSegmentation.from_pretrained(tmp_path / 'hf', output_loading_info=True)
+    assert not any(told.values()), told
+    arch = dict(rope_theta=100.0, qkv_bias='qv', layer_norm_eps=1e-5) if layout is public_eomt_dinov3 else {}
+    queries, classes = (len(content[f'network.{name}.weight']) for name in ('q', 'class_head'))
+    config = config_of(
+        dict(
+            dict(embed_dims=64, depth=3, num_heads=2, patch_size=16, img_size=(64, 64), num_joint_blocks=2),
+            **arch,
+            num_queries=queries,
+            num_classes=classes - 1,
+        )
+    )
+    if gated:
+        for part in ('backbone', 'decode_head'):
+            config.model[part].arch.update(mlp='swiglu', mlp_hidden_dims=176)
+    else:
+        convert(tmp_path / 'hf', tmp_path / 'again.pth', '--to', 'mmseg')
+    images = torch.randn(2, 3, 64, 64)
+    for source in ('public.bin', 'hf') if gated else ('public.bin', 'hf', 'again.pth'):
+        model = init_model(config.copy(), str(tmp_path / source), device='cpu')
+        with torch.no_grad():
+            expected = theirs.eval()(images)
+            masks, scores = model.decode_head(model.backbone(images))
+        assert relative_error(masks[-1], expected.masks_queries_logits) < 1e-4
+        assert relative_error(scores[-1], expected.class_queries_logits) < 1e-4
+
+
+def test_a_trained_checkpoint_takes_its_class_names_along(base, tmp_path):
+    convert(base, tmp_path / 'hf', '--to', 'hf', '--num-heads', SMALL_ARCH['num_heads'])
+    theirs = transformers.AutoModelForUniversalSegmentation.from_pretrained(tmp_path / 'hf')
+    assert theirs.config.id2label[0] == 'road' and theirs.config.id2label[18] == 'bicycle'
+    assert theirs.config.num_attention_heads == 2
+
+    convert(base, tmp_path / 'copy.safetensors', '--to', 'mmseg')
+    copy = CheckpointLoader.load_checkpoint(str(tmp_path / 'copy.safetensors'), logger='silent')
+    given = torch.load(base, weights_only=True)['state_dict']
+    weights = copy.get('state_dict', copy)
+    assert weights.keys() == given.keys() and all(torch.equal(weights[name], given[name]) for name in given)
+
+
+def test_what_cannot_be_converted_is_refused_in_one_sentence(lora, tmp_path):
+    torch.save(timm_vit(Sizes(0)), tmp_path / 'vit.pth')
+    (tmp_path / 'there').mkdir()
+    for source, target, told in (
+        (tmp_path / 'vit.pth', 'out.pth', 'is a ViT without the heads of an EoMT: nothing is to be converted'),
+        (tmp_path / 'vit.pth', 'there', 'is there already'),
+        (lora, 'out.pth', 'merge them first, with tools/adapter.py merge'),
+        (tmp_path / 'none.pth', 'out.pth', 'none.pth is not there'),
+    ):
+        done = run_tool('tools/convert_checkpoint.py', source, tmp_path / target, '--to', 'mmseg', check=False)
+        assert done.returncode == 1
+        assert told in done.stdout.splitlines()[-1]
+    assert not (tmp_path / 'out.pth').exists()

@@ -1,0 +1,109 @@
+"""Every line of the model zoo: its string can be read, and its checkpoint in the published size fits the model it names."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from layouts import Sizes, public_eomt, public_eomt_dinov3
+from mmengine.config import Config
+from mmseg.registry import MODELS
+
+from mmseg_eomt.models.arch import ARCHS, get_arch
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.adapt import Target, fit
+from mmseg_eomt.weights.hub import as_hub_name, parse
+from mmseg_eomt.weights.loading import part_of_vit
+from mmseg_eomt.weights.read import understand
+from mmseg_eomt.weights.sources import split_sum
+
+PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text(encoding='utf-8')
+ROWS = [
+    [cell.strip(' `') for cell in line.strip('|').split('|')] for line in PAGE.splitlines() if re.match(r'\| .*://', line)
+]
+SEMANTIC = [row for row in ROWS if row[3].startswith('configs/')]
+STARTS = [row for row in ROWS if row[4] in '345']
+VITS = [row for row in ROWS if len(row) == 5]
+
+
+class OfOneNumber(Sizes):
+    """Tensors of any size that take no memory."""
+
+    def draw(self, **shapes):
+        return {name: torch.ones(1).expand(shape) for name, shape in shapes.items()}
+
+
+def published(arch: str, joint: int, side: int, classes: int, queries: int) -> dict:
+    """The authors' checkpoint of a model."""
+    vit = get_arch(arch)
+    sizes = OfOneNumber(0, dims=vit.embed_dims, heads=vit.num_heads, layers=vit.num_layers, hidden=vit.mlp_hidden_dims)
+    sizes.gated, sizes.patch, sizes.grid, sizes.joint = vit.mlp == 'swiglu', 16, side // 16, joint
+    sizes.classes, sizes.queries = classes, queries
+    return (public_eomt_dinov3 if vit.rope_theta else public_eomt)(sizes)
+
+
+def test_the_page_has_all_its_tables():
+    assert (len(SEMANTIC), len(STARTS), len(VITS)) == (4, 18, 17)
+    assert len({row[-2] for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize('row', ROWS, ids=lambda row: row[0])
+def test_every_string_is_of_a_form_that_is_read(row):
+    for part in split_sum(row[-2]):
+        assert part is None or part.startswith('https://dl.fbaipublicfiles.com/') or parse(part)[1:] == (None, None)
+    assert ('_dinov3' in row[-2]) == ('+hf://facebook/dinov3-vit' in row[-2])
+
+
+@pytest.mark.parametrize('row', SEMANTIC, ids=lambda row: row[-2])
+def test_a_published_semantic_model_fits_its_config_and_nothing_is_adapted(row):
+    config = Config.fromfile(ROOT / row[3])
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    head, vit = model.decode_head, model.backbone
+    side = int(row[0].split()[-1]) if row[0][-1].isdigit() else 512
+    content = published(config.model.backbone.arch, 4, side, dict(Cityscapes=19, ADE20K=150)[row[1]], 100)
+    target = Target('model', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, head.num_joint_blocks)
+
+    _, report = fit(understand(content, row[-2]), target, training=False)
+
+    assert (report.adapted, report.new) == ([], [])
+    assert row[1] == dict(CityscapesDataset='Cityscapes', ADE20KDataset='ADE20K')[config.test_dataloader.dataset.type]
+
+
+@pytest.mark.parametrize('row', STARTS, ids=lambda row: row[-2])
+def test_a_published_panoptic_model_fits_the_arch_and_split_that_it_is_listed_with(row):
+    arch, joint, side = row[3], int(row[4]), int(row[0].split()[-1])
+    with torch.device('meta'):
+        vit = EoMTViT(arch, side, num_joint_blocks=joint)
+        head = EoMTHead(19, arch, num_joint_blocks=joint)
+    classes = 80 if 'instance' in row[1] else 150 if 'ADE20K' in row[1] else 133
+    content = published(arch, joint, side, classes, 200)
+    target = Target('model', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, joint)
+
+    _, report = fit(understand(content, row[-2]), target, training=True)
+
+    assert report.adapted == ['queries 200 → 100, the first are kept']
+    assert report.new == [f'class_head ({classes} classes in the checkpoint, 19 here)']
+
+
+@pytest.mark.parametrize('row', VITS, ids=lambda row: row[0])
+def test_a_vit_is_listed_with_an_arch_that_there_is(row):
+    arch = ARCHS[row[1]]
+    assert (arch.rope_theta is not None) == row[0].startswith('DINOv3')
+    assert int(row[2]) == (4 if 'egisters' in row[0] or 'DINOv3' in row[0] else 0)
+
+
+def test_the_index_says_what_the_page_says():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text(encoding='utf-8'))
+    listed = {row[3]: row for row in SEMANTIC}
+    assert {model['Config'] for model in index['Models']} == set(listed)
+    names = {collection['Name'] for collection in index['Collections']}
+    for model in index['Models']:
+        row = listed[model['Config']]
+        assert model['In Collection'] in names
+        assert (ROOT / model['Config']).is_file() and model['Name'] in model['Config']
+        assert model['Results']['Metrics']['mIoU'] == float(row[2].split()[0])
+        assert model['Results']['Dataset'] == model['Metadata']['Training Data'] == row[1]
+        assert as_hub_name(model['Weights']).startswith(tuple(r[-2] for r in SEMANTIC if r[3] == model['Config']))

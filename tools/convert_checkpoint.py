@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Convert a whole EoMT from any known format to another.
+
+python tools/convert_checkpoint.py SRC DST --to mmseg    a checkpoint of this plugin (.pth)
+python tools/convert_checkpoint.py SRC DST --to eomt     a checkpoint of the public implementation (.bin)
+python tools/convert_checkpoint.py SRC DST --to hf       a folder for transformers' from_pretrained
+
+SRC is a path, a URL or hf://owner/repo[/file][@revision]; differences to DINOv3 are given as DELTA+BASE. Nothing needs to be
+converted to be used here: load_from, init_cfg and tools/test.py take every format as it is.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read, convert and write."""
+    import torch
+    from mmengine.runner import CheckpointLoader
+    from safetensors.torch import save_file
+
+    from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
+    from mmseg_eomt.weights.read import understand
+
+    target = Path(args.dst)
+    if target.exists():
+        raise ValueError(f'{target} is there already: name another, or delete it.')
+    loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
+    found = understand(loaded, args.src)
+    known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
+    meta = {name: known[name] for name in ('dataset_meta',) if name in known}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if args.to == 'hf':
+        classes = meta.get('dataset_meta', {}).get('classes')
+        config, weights = to_hugging_face(found, args.num_heads, args.img_size, classes)
+        target.mkdir()
+        (target / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        written, content = target / 'model.safetensors', weights
+    else:
+        content = to_mmseg(found, meta) if args.to == 'mmseg' else to_eomt(found)
+        weights, written = content.get('state_dict', content), target
+    if written.suffix == '.safetensors':
+        save_file({name: value.contiguous() for name, value in weights.items()}, written, metadata=dict(format='pt'))
+    else:
+        torch.save(content, written)
+    print(f'{args.src} ({found.kind}) -> {written}: {len(weights)} tensors, {written.stat().st_size / 1e6:,.1f} MB')
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', metavar='SRC')
+    parser.add_argument('dst', metavar='DST')
+    parser.add_argument('--to', required=True, choices=('mmseg', 'eomt', 'hf'))
+    parser.add_argument('--num-heads', type=int, help='for hf: attention heads a block (default: of 64 channels each)')
+    parser.add_argument('--img-size', type=int, help='for hf with DINOv3: side of the images in pixels (default: 640)')
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # works without installing the plugin
+    try:
+        import mmseg_eomt  # noqa: F401
+
+        convert(args)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'{Path(__file__).name}: {error}')
+
+
+if __name__ == '__main__':
+    main()
