@@ -7,7 +7,6 @@ import sys
 import threading
 from functools import partial
 from importlib import import_module, metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,16 +18,6 @@ from mmengine.runner import CheckpointLoader
 from mmseg_eomt import compat
 
 lite_only = pytest.mark.skipif(hasattr(import_module('mmcv._ext'), '__file__'), reason='mmcv has its compiled ops')
-
-
-class Attack:
-    """Runs code when unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 class GetattrAttack:
@@ -93,23 +82,6 @@ def test_mmengines_log_history_loads_with_weights_only(tmp_path):
 
     assert checkpoint['history'].mean() == 1.5
     assert checkpoint['scalar'] == 0.5
-
-
-@pytest.mark.parametrize('source', ['file', 'url'])
-def test_a_file_that_would_execute_code_is_refused(tmp_path, monkeypatch, source):
-    (tmp_path / 'cache').mkdir()
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    torch.save(dict(a=Attack(tmp_path / 'executed')), tmp_path / 'attack.pth')
-    torch.save(dict(w=torch.ones(2)), tmp_path / 'weights.pth')
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = f'http://127.0.0.1:{server.server_port}' if source == 'url' else str(tmp_path)
-        assert torch.equal(CheckpointLoader.load_checkpoint(f'{where}/weights.pth')['w'], torch.ones(2))
-        with pytest.raises(Exception, match=r'[Ww]eights.only'):
-            CheckpointLoader.load_checkpoint(f'{where}/attack.pth')
-        server.shutdown()
-    assert not (tmp_path / 'executed').exists()
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):

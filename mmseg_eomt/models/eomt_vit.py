@@ -131,7 +131,7 @@ class EoMTViT(BaseModule):
         last = len(self.blocks) - 1
         outs: list[Tensor | list[Tensor]] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, rope=block_rope)
+            x = block(x, None, block_rope)
             if i not in self.out_indices:
                 continue
             tokens = self.norm(x) if i == last else x

@@ -213,10 +213,10 @@ def _fit_heads(found: Pretrained, weights: StateDict, target: Target, report: Re
         if not training:
             raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
         return
-    if 'class_head.weight' in own and weights['class_head.weight'].shape != own['class_head.weight'].shape:
-        given, wanted = (d['class_head.weight'].shape[0] - 1 for d in (weights, own))
-        problems.append(f'{given} classes, the model {wanted}')
-        report.new.append(f'class_head ({given} classes in the checkpoint, {wanted} here)')
+    given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
+    if given != wanted:
+        problems.append(f'{given or "no"} classes, the model {wanted}')
+        report.new.append(f'class_head ({given or "no"} classes in the checkpoint, {wanted} here)')
         for name in [name for name in weights if name.startswith('class_head.')]:
             del weights[name]
     queries, wanted = weights['query_embed.weight'], len(own['query_embed.weight'])
@@ -238,8 +238,9 @@ def _fit_heads(found: Pretrained, weights: StateDict, target: Target, report: Re
         del weights['attn_mask_probs']
     if problems and not training:
         raise ValueError(
-            f'{found.source} ({found.kind}) has {"; ".join(problems)}: to predict with it, set num_classes, num_queries, '
-            f'num_joint_blocks and patch_size to those of the checkpoint. To train from it, put it into load_from.'
+            f'{found.source} ({found.kind}) has {"; ".join(problems)}: to predict with it or to resume it, set '
+            f'num_classes, num_queries, num_joint_blocks and patch_size to those of the checkpoint; to start a new run from '
+            f'it, put it into load_from.'
         )
 
 

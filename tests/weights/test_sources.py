@@ -83,20 +83,27 @@ def write_shards(weights: dict, folder: Path) -> None:
 
 
 class Harmful:
+    """Runs code when unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def __reduce__(self):
-        return os.mkdir, (str(Harmful.target),)
+        return os.mkdir, (str(self.target),)
 
 
-@pytest.mark.parametrize('legacy', [False, True])
-def test_a_file_that_would_run_code_is_refused_and_nothing_is_run(weights, tmp_path, legacy):
-    Harmful.target = tmp_path / 'ran'
-    torch.save(dict(weights, harm=Harmful()), tmp_path / 'bad.pth', _use_new_zipfile_serialization=not legacy)
+@pytest.mark.parametrize('source', ['file', 'legacy file', 'web'])
+def test_a_file_that_would_run_code_is_refused_and_nothing_is_run(weights, tmp_path, monkeypatch, source):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    new = source != 'legacy file'
+    torch.save(dict(weights, harm=Harmful(tmp_path / 'ran')), tmp_path / 'bad.pth', _use_new_zipfile_serialization=new)
 
-    with pytest.raises(ValueError, match=r'bad.pth asks for (posix|os)\.mkdir, which is code.*nothing was run'):
-        read(tmp_path / 'bad.pth')
-    assert not Harmful.target.exists()
+    told = r'bad.pth asks for (posix|os)\.mkdir, which is code.*nothing was run'
+    with serve(tmp_path) as (address, _), pytest.raises(ValueError, match=told):
+        read(f'{address}/bad.pth' if source == 'web' else tmp_path / 'bad.pth')
+    assert not (tmp_path / 'ran').exists()
     torch.load(tmp_path / 'bad.pth', weights_only=False)
-    assert Harmful.target.exists(), 'the file of this test is harmless'
+    assert (tmp_path / 'ran').exists(), 'the file of this test does nothing'
 
 
 def test_what_is_no_whole_checkpoint_is_refused_in_one_sentence(weights, tmp_path):
