@@ -23,6 +23,8 @@ setup(
         'mmsegmentation==1.2.2',
         'peft>=0.18',
         'scipy',
+        'safetensors>=0.4',
+        'huggingface_hub>=0.25',
         'ftfy',  # mmsegmentation imports these two and does not ask for them
         'regex',
         'packaging',

@@ -22,6 +22,8 @@ REQUIRED = {
     'ftfy': (('ftfy',), '6', '7'),
     'regex': (('regex',), '2022', '3000'),
     'scipy': (('scipy',), '1.6', '2'),
+    'safetensors': (('safetensors',), '0.4', '1'),
+    'huggingface_hub': (('huggingface_hub',), '0.25', '3'),
 }
 
 

@@ -3,16 +3,6 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from mmseg_eomt.weights.files import NAMES, shards_of
 
 SCHEME = 'hf://'
@@ -51,6 +41,8 @@ def download(name: str) -> Path:
         OSError: If it cannot be had, with what to do.
         ValueError: If the name is of another form.
     """
+    from huggingface_hub import hf_hub_download, errors  # takes longer to import than all of this package
+
     repo, file, revision = parse(name)
     local_only = False
     for candidate in (file,) if file else NAMES:
@@ -60,22 +52,22 @@ def download(name: str) -> Path:
                 for shard in shards_of(path):
                     hf_hub_download(repo, shard, revision=revision, local_files_only=local_only)
             return path
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             local_only = True  # no network: what else is in the cache?
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise PermissionError(
                 f'{name}: the owner of {repo} asks for an agreement. Accept it on https://huggingface.co/{repo}, then log '
                 f'in with "hf auth login", or set HF_TOKEN.'
             ) from error
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise FileNotFoundError(
                 f'{name}: the Hub has no repository {repo}, or it is private: check the name, or run "hf auth login".'
             ) from error
-        except RevisionNotFoundError as error:
+        except errors.RevisionNotFoundError as error:
             raise FileNotFoundError(f'{name}: {repo} has no revision {revision}.') from error
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             continue
-        except HfHubHTTPError as error:
+        except errors.HfHubHTTPError as error:
             raise OSError(f'{name} could not be downloaded: {str(error).splitlines()[0]}') from error
     wanted = file or f'any of {", ".join(NAMES)}'
     if local_only:
