@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import within
+from mmseg_eomt.models.layers import KeyBiasFreeLinear
 
 PRECISIONS = ('fp32', 'bf16', '8bit', '4bit')
 
@@ -41,7 +42,9 @@ def reduce_precision(model: nn.Module, precision: str, trainable_modules: Sequen
     layers = [
         (name, module)
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and not within(name, trainable_modules) and not within(name, attentions)
+        if type(module) in (nn.Linear, KeyBiasFreeLinear)
+        and not within(name, trainable_modules)
+        and not within(name, attentions)
     ]
     for name, layer in layers:
         parent, _, child = name.rpartition('.')

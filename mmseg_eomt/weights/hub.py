@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from huggingface_hub import errors, hf_hub_download
+
 from mmseg_eomt.weights.files import NAMES, shards_of
 
 SCHEME = 'hf://'
@@ -41,8 +43,6 @@ def download(name: str) -> Path:
         OSError: If it cannot be had, with what to do.
         ValueError: If the name is of another form.
     """
-    from huggingface_hub import hf_hub_download, errors  # takes longer to import than all of this package
-
     repo, file, revision = parse(name)
     local_only = False
     for candidate in (file,) if file else NAMES:

@@ -10,6 +10,7 @@ from mmseg.apis import init_model
 from mmseg_eomt.adapters import merge
 from mmseg_eomt.adapters.names import adapter_names
 from mmseg_eomt.adapters.precision import ReducedLinear, reduce_precision
+from mmseg_eomt.models.eomt_vit import EoMTViT
 
 IMAGE, META = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), [dict(img_shape=(64, 64), ori_shape=(64, 64))]
 
@@ -17,6 +18,16 @@ IMAGE, META = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), [dict(img_s
 @torch.no_grad()
 def scores(model: torch.nn.Module) -> torch.Tensor:
     return model.eval().encode_decode(IMAGE, META)
+
+
+def test_layers_without_a_bias_of_keys_are_reduced_too():
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, rope_theta=100.0, qkv_bias='qv', layer_scale_init=1.0)
+    vit = EoMTViT(arch, 64, num_joint_blocks=0).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = vit(image)[0]
+        assert reduce_precision(vit, 'bf16') == 2 * 4
+        assert 0 < (vit(image)[0] - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_a_base_in_bf16_trains_is_saved_and_loaded(small_config, base):
