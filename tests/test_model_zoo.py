@@ -1,17 +1,28 @@
 """Every line of the model zoo: its string can be read, and its checkpoint in the published size fits the model it names."""
 
 import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
-from layouts import Sizes, public_eomt, public_eomt_dinov3
+from layouts import (
+    Sizes,
+    dinov2_release,
+    hf_dinov2,
+    hf_dinov3,
+    hf_dinov3_7b,
+    public_eomt,
+    public_eomt_dinov3,
+    timm_dinov3_without_biases,
+    timm_vit,
+)
 from mmengine.config import Config
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
-from mmseg_eomt.models.arch import ARCHS, get_arch
+from mmseg_eomt.models.arch import ARCHS, ViTArch, get_arch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.adapt import Target, fit
@@ -91,11 +102,32 @@ def test_a_published_panoptic_model_fits_the_arch_and_split_that_it_is_listed_wi
     assert report.new == [f'class_head ({classes} classes in the checkpoint, 19 here)']
 
 
+def published_vit(row: list[str], arch: ViTArch) -> dict:
+    """A ViT's file in the size and layout of its publisher."""
+    name, string, registers = row[0], row[3], int(row[2])
+    sizes = OfOneNumber(0, dims=arch.embed_dims, heads=arch.num_heads, layers=2, hidden=arch.mlp_hidden_dims)
+    sizes.gated, sizes.registers = arch.mlp == 'swiglu', registers
+    sizes.patch, sizes.grid, sizes.scales = (14, 37, True) if 'DINOv2' in name else (16, 14, 'DeiT' in name)
+    if 'timm' in string:
+        return (timm_dinov3_without_biases if 'dinov3' in string else timm_vit)(sizes)
+    if 'DINOv2' in name:
+        return (hf_dinov2 if 'facebook/' in string else dinov2_release)(sizes)
+    return (hf_dinov3_7b if '7b' in string else hf_dinov3)(sizes)
+
+
 @pytest.mark.parametrize('row', VITS, ids=lambda row: row[0])
-def test_a_vit_is_listed_with_an_arch_that_there_is(row):
-    arch = ARCHS[row[1]]
-    assert (arch.rope_theta is not None) == row[0].startswith('DINOv3')
-    assert int(row[2]) == (4 if 'egisters' in row[0] or 'DINOv3' in row[0] else 0)
+def test_a_vit_fits_the_arch_and_registers_that_it_is_listed_with(row):
+    arch = replace(ARCHS[row[1]], num_layers=2)  # of all blocks alike
+    with torch.device('meta'):
+        vit = EoMTViT(asdict(arch), 512, num_register_tokens=int(row[2]), num_joint_blocks=0)
+    target = Target('model', vit.arch, part_of_vit(vit), vit.grid_size, 0)
+
+    _, report = fit(understand(published_vit(row, arch), row[3]), target, training=True)
+
+    expected = ['patches 14 → 16 pixels', 'positions 37×37 → 32×32'] if 'DINOv2' in row[0] else []
+    expected += ['positions 14×14 → 32×32'] if row[1].startswith('vit_') or 'DeiT' in row[0] else []
+    expected += ['2 biases of queries and values that the file leaves out are zero'] if 'DINOv3 L of timm' in row[0] else []
+    assert (report.adapted, report.new) == (expected, [])
 
 
 def test_the_index_says_what_the_page_says():

@@ -42,8 +42,8 @@ def rotary_embedding(
 
 def for_all_tokens(rope: Tensor, num_tokens: int) -> Tensor:
     """The embedding of the last tokens, (2, n, d), with tokens in front that are not turned: (2, num_tokens, d)."""
-    front = rope.new_tensor((1.0, 0.0)).view(2, 1, 1).expand(-1, num_tokens - rope.shape[1], rope.shape[2])
-    return torch.cat((front, rope), dim=1)
+    size = (num_tokens - rope.shape[1], rope.shape[2])
+    return torch.cat((torch.stack((rope.new_ones(size), rope.new_zeros(size))), rope), dim=1)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

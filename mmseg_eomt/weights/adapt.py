@@ -187,7 +187,7 @@ def _fit_biases(found: Pretrained, weights: StateDict, target: Target, report: R
     made = 0
     for name, own in target.tensors.items():
         if name.endswith('attn.qkv.bias') and name not in weights and target.arch.qkv_bias == 'qv':
-            weights[name] = torch.zeros_like(own)
+            weights[name] = torch.zeros(own.shape)
             made += 1
     if made:
         report.adapted.append(f'{made} biases of queries and values that the file leaves out are zero')

@@ -10,6 +10,7 @@ from mmengine.logging import MMLogger
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.read import recognise
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
 
@@ -42,6 +43,13 @@ def test_patch_size_grid_and_names_are_adapted_as_timm_does(data, release):
         assert (own[name] - value).abs().max() < 1e-5, name
     tokens = model(data['image'])[0].flatten(2).transpose(1, 2)
     assert (tokens - data['tokens_after_norm'][:, 5:]).abs().max() < 1e-5
+
+
+def test_a_release_file_read_and_written_back_is_the_same(data):
+    release = data['release_state_dict']
+    known = recognise(release)
+    back = known.write(known.read(release))
+    assert back.keys() == release.keys() and all(torch.equal(back[name], value) for name, value in release.items())
 
 
 def test_backbone_and_head_take_their_blocks_from_one_file(data, release):
