@@ -1,9 +1,12 @@
 """Every config builds what it says."""
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL_ARCH
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmseg.registry import HOOKS, MODELS
 from mmseg.utils import register_all_modules
 
@@ -31,6 +34,32 @@ def test_model_and_hooks_build(name):
     if 'LoRAHook' in hooks:
         matches = match_targets(model, hooks['LoRAHook'].make_config())
         assert len(matches['qkv']) == len(matches['proj']) == model.backbone.arch.num_layers
+
+
+def test_the_ade20k_recipe_trains_and_evaluates_on_data_in_its_layout(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(2):
+            label = np.repeat(np.repeat(rng.integers(0, 151, (6, 8), np.uint8), 50, 0), 50, 1)  # 0 is not labelled
+            cv2.imwrite(str(tmp_path / f'images/{split}/{i}.jpg'), cv2.merge([label] * 3))
+            cv2.imwrite(str(tmp_path / f'annotations/{split}/{i}.png'), label)
+    config = Config.fromfile(ROOT / 'configs' / 'eomt_dinov3-l_ade20k_512.py')
+    arch = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')
+    for part in ('backbone', 'decode_head'):
+        config.model[part].update(arch=arch, init_cfg=None, num_joint_blocks=2)
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=1)
+        loader.dataset.data_root = str(tmp_path)
+    config.merge_from_dict({'train_cfg.max_iters': 1, 'work_dir': str(tmp_path / 'run'), 'experiment_name': 'ade20k'})
+
+    runner = Runner.from_cfg(config)
+    runner.train()
+
+    assert runner.model.decode_head.num_classes == len(runner.val_dataloader.dataset.metainfo['classes']) == 150
+    assert runner.message_hub.get_scalar('val/mIoU').current() >= 0
 
 
 def test_the_cityscapes_recipes_have_the_stated_numbers():

@@ -66,12 +66,24 @@ def check_classes(runner: Runner) -> None:
             )
 
 
+def check_resumable(runner: Runner, checkpoint: dict) -> None:
+    """Make sure that a checkpoint which is to be resumed holds more than weights.
+
+    Raises:
+        ValueError: If it does not, with what it lacks.
+    """
+    absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
+    if runner._resume and is_training(runner) and absent:
+        raise ValueError(f'{runner._load_from} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
+
+
 def check_weights(runner: Runner, checkpoint: dict) -> None:
     """Fit a checkpoint to the EoMT parts of the model, in place. In a new training run, heads may start anew.
 
     Raises:
-        ValueError: If weights are missing or of another shape, with some of their names.
+        ValueError: If weights are missing or of another shape, with some of their names, or if there is nothing to resume.
     """
+    check_resumable(runner, checkpoint)
     weights = weights_of(checkpoint)
     if is_tagged(weights):  # adapters that no LoRAHook has put into place are refused by the loader of the weights
         return

@@ -32,7 +32,7 @@ from mmseg_eomt.adapters.inject import inject, modules_trained_whole
 from mmseg_eomt.adapters.names import adapter_names, plain_name, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
-from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
 from mmseg_eomt.engine.random_state import RandomState
 from mmseg_eomt.models.eomt_head import EoMTHead
@@ -169,9 +169,7 @@ class LoRAHook(Hook):
         if not runner._load_from:
             return None
         checkpoint = CheckpointLoader.load_checkpoint(runner._load_from, map_location='cpu', logger=runner.logger)
-        absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
-        if runner._resume and is_training(runner) and absent:
-            raise ValueError(f'{runner._load_from} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
+        check_resumable(runner, checkpoint)
         return checkpoint
 
     def _bring_base(self, runner: Runner, model: nn.Module, checkpoint: dict | None, whole: list[str]) -> None:

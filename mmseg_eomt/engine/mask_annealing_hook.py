@@ -33,6 +33,8 @@ class MaskAnnealingHook(Hook):
     Source: EoMT, section 3.3; public implementation ``training/lightning_module.py`` and its Cityscapes and ADE20K configs.
     """
 
+    priority = 'VERY_HIGH'  # a checkpoint is fitted before an EMA copy takes it
+
     def __init__(
         self,
         start_iters: Sequence[int] | None = None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.weights.format import UNUSED, is_gated
-from mmseg_eomt.weights.read import Pretrained
+from mmseg_eomt.weights.read import OWN, Pretrained
 from mmseg_eomt.weights.resize import resize_patch_embed, resize_pos_embed
 from mmseg_eomt.weights.rules import StateDict
 
@@ -170,8 +170,8 @@ def _fit_grid(found: Pretrained, weights: StateDict, target: Target, report: Rep
         return
     places, grid = weights['pos_embed'].shape[1], target.grid_size
     side = round(places**0.5)
-    if places == grid[0] * grid[1] and (found.is_eomt or side * side != places):
-        return
+    if places == grid[0] * grid[1] and (found.kind == OWN or side * side != places):
+        return  # public models are made for square images, and ours for those of img_size
     if side * side != places:
         raise ValueError(
             f'{found.source} has a position embedding for {places} patches, no square, and img_size gives {grid}: set '

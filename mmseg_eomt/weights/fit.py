@@ -10,7 +10,7 @@ from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.adapt import Target, fit
 from mmseg_eomt.weights.loading import part_of_vit
-from mmseg_eomt.weights.read import is_own, recognise, tensors_of, to_segmentor, understand
+from mmseg_eomt.weights.read import is_own, recognise, recognise_part, tensors_of, to_segmentor, understand
 from mmseg_eomt.weights.rules import StateDict
 
 _FITTED = 'mmseg_eomt.fitted'
@@ -34,17 +34,19 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     if getattr(state_dict, '_metadata', {}).get(_FITTED):
         return state_dict
     backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
-    foreign = not is_own(tensors_of(state_dict)) and recognise(tensors_of(state_dict)) is not None
-    whole = isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)
-    if foreign and not whole:
-        if any(isinstance(module, (EoMTViT, EoMTHead)) for module in model.modules()):
+    given = tensors_of(state_dict)
+    if not (isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)):
+        parts = any(isinstance(module, (EoMTViT, EoMTHead)) for module in model.modules())
+        if parts and recognise(given) is not None:
             raise ValueError(
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
+        check_parts(model, state_dict, training)
         return state_dict
     adapted = tuner_layers(model) or any(is_adapter(name) for name in state_dict)
-    if not whole or adapted or not (foreign or _differs(model, state_dict)):
+    foreign = not is_own(given) and recognise_part(given)[0] is not None
+    if adapted or not (foreign or _differs(model, given)):
         check_parts(model, state_dict, training)
         return state_dict
     target = Target(
@@ -64,10 +66,9 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     return result
 
 
-def _differs(model: nn.Module, state_dict: StateDict) -> bool:
-    """Whether a segmentor's checkpoint has another number of classes, queries, blocks or patches than the model."""
+def _differs(model: nn.Module, given: StateDict) -> bool:
+    """Whether a segmentor's checkpoint has other names or shapes than the model, positions aside."""
     own = model.state_dict()
-    given = tensors_of(state_dict)
     if not is_own(given):
         return False
     return own.keys() != given.keys() or any(

@@ -67,6 +67,16 @@ def recognise(state_dict: StateDict) -> Format | None:
     return next((known for known in FORMATS if known.matches(state_dict)), None)
 
 
+def recognise_part(state_dict: StateDict) -> tuple[Format | None, StateDict, StateDict]:
+    """As :func:`recognise`, also for the backbone of a classifier or segmentor: the format, what is in it, and the rest."""
+    known = recognise(state_dict)
+    if known is not None:
+        return known, state_dict, {}
+    part = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
+    rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')}
+    return recognise(part), part, rest
+
+
 def is_own(state_dict: StateDict) -> bool:
     """Whether a state dict is that of a segmentor with :class:`EoMTViT` and :class:`EoMTHead`."""
     return {'backbone.patch_embed.proj.weight', 'decode_head.query_embed.weight'} <= state_dict.keys()
@@ -102,17 +112,13 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
         )
     if is_own(state_dict):
         return Pretrained(source, OWN, True, from_segmentor(state_dict))
-    known, rest = recognise(state_dict), {}
-    if known is None:  # the backbone of a classifier or segmentor
-        part = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
-        rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')}
-        known, state_dict = recognise(part), part or state_dict
+    known, part, rest = recognise_part(state_dict)
     if known is None:
         found = sorted(state_dict)[:4] or type(checkpoint).__name__
         names = ', '.join(dict.fromkeys(known.name.split(' (tr')[0] for known in FORMATS))
         raise ValueError(f'{source} is in no format that is known here: it has {found}. Known are: {names}, {OWN}.')
     try:
-        weights = known.read(state_dict)
+        weights = known.read(part)
     except ValueError as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
     if known is HF_EOMT_DINOV3 and is_gated(weights):
@@ -124,7 +130,7 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
 
 
 def from_segmentor(state_dict: StateDict) -> StateDict:
-    """A segmentor's state dict as that of a whole ViT, with the head's entries beside the blocks."""
+    """A segmentor's backbone and head as one whole ViT, with the head's entries beside the blocks."""
     first = 1 + max(int(name.split('.')[2]) for name in state_dict if name.startswith('backbone.blocks.'))
     out = {}
     for name, value in state_dict.items():
@@ -132,16 +138,15 @@ def from_segmentor(state_dict: StateDict) -> StateDict:
         if part == 'decode_head' and rest.startswith('blocks.'):
             _, index, rest = rest.split('.', 2)
             rest = f'blocks.{int(index) + first}.{rest}'
-        elif part not in ('backbone', 'decode_head'):
-            rest = f'{UNUSED}{name}'
-        out[rest] = value
+        if part in ('backbone', 'decode_head'):
+            out[rest] = value
     return out
 
 
 def to_segmentor(weights: StateDict, num_joint_blocks: int) -> StateDict:
     """The reverse of :func:`from_segmentor`, for any split of the blocks."""
     first = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('blocks.')) - num_joint_blocks
-    head = ('norm.', 'query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs')
+    head = ('norm.', 'input_projection.', 'query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs')
     out = {}
     for name, value in weights.items():
         if name.startswith(UNUSED):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import run_tool
-from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_dinov3
+from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_dinov3, timm_vit
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmseg.apis import init_model
@@ -176,6 +176,35 @@ def test_a_delta_without_its_base_is_refused_before_a_run(small_config, tmp_path
                 Runner.from_cfg(small_config(**ROTARY, **how)).train()
             else:
                 init_model(small_config(**ROTARY), str(tmp_path / 'delta.bin'), device='cpu')
+
+
+def test_an_averaged_copy_starts_from_the_fitted_weights(small_config, tmp_path):
+    path, content = write(tmp_path, classes=133)
+    config = small_config(max_iters=1, load_from=path)
+    config.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.01))
+    config.update(optim_wrapper=dict(optimizer=dict(lr=0.0)))
+    runner = Runner.from_cfg(config)
+    runner.train()
+    saved = torch.load(f'{runner.work_dir}/iter_1.pth', weights_only=True)
+    for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
+        given = saved[key][f'{prefix}backbone.blocks.0.attn.qkv.weight']
+        assert torch.equal(given, content['network.encoder.backbone.blocks.0.attn.qkv.weight']), key
+
+
+def test_the_backbone_of_another_segmentor_is_a_start_too(small_config, tmp_path):
+    content = timm_vit(Sizes(0, **{**FITTING, 'registers': 4, 'scales': True}))
+    other = {f'backbone.{name}': value for name, value in content.items() if 'head' not in name}
+    torch.save(dict(state_dict=other | {'decode_head.conv_seg.weight': torch.zeros(2)}), tmp_path / 'fcn.pth')
+    given = ours(start(small_config(load_from=str(tmp_path / 'fcn.pth'))))
+    assert torch.equal(given['blocks.3.attn.qkv.weight'], content['blocks.3.attn.qkv.weight'])
+
+
+@pytest.mark.parametrize('lora', [False, True])
+def test_public_weights_are_not_resumed(small_config, tmp_path, lora):
+    path, _ = write(tmp_path)
+    config = small_config(lora=lora, load_from=path, resume=True)
+    with pytest.raises(ValueError, match=r'public.bin holds no optimizer to resume: to start from it, leave out --resume'):
+        Runner.from_cfg(config).train()
 
 
 def test_a_model_that_is_no_whole_eomt_refuses_one_with_where_it_belongs(small_config, tmp_path):
