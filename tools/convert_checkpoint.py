@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def convert(args: argparse.Namespace) -> None:
     """Read, convert and write."""
     import torch
+    from mmengine.config import Config
     from mmengine.runner import CheckpointLoader
     from safetensors.torch import save_file
 
+    from mmseg_eomt.models.arch import get_arch
     from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
     from mmseg_eomt.weights.read import understand
 
@@ -36,7 +38,8 @@ def convert(args: argparse.Namespace) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if args.to == 'hf':
         classes = meta.get('dataset_meta', {}).get('classes')
-        config, weights = to_hugging_face(found, args.num_heads, args.img_size, classes)
+        arch = get_arch(Config.fromfile(args.config).model.backbone.arch) if args.config else None
+        config, weights = to_hugging_face(found, arch, args.img_size, classes)
         target.mkdir()
         (target / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         written, content = target / 'model.safetensors', weights
@@ -56,7 +59,7 @@ def main() -> None:
     parser.add_argument('src', metavar='SRC')
     parser.add_argument('dst', metavar='DST')
     parser.add_argument('--to', required=True, choices=('mmseg', 'eomt', 'hf'))
-    parser.add_argument('--num-heads', type=int, help='for hf: attention heads a block (default: of 64 channels each)')
+    parser.add_argument('--config', help='for hf, of a model whose arch has no name: the config that it was trained with')
     parser.add_argument('--img-size', type=int, help='for hf with DINOv3: side of the images in pixels (default: 640)')
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # works without installing the plugin

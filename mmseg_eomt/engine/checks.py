@@ -89,8 +89,14 @@ def check_weights(runner: Runner, checkpoint: dict) -> None:
         return
     source = runner._load_from or 'The checkpoint'
     fitted = fit_checkpoint(segmentor_of(runner), weights, starts_training(runner), source)
-    if fitted is not weights:
-        checkpoint['state_dict'] = fitted
+    if fitted is weights:
+        return
+    if is_training(runner) and runner._resume:
+        raise ValueError(
+            f'{source} is of a model with another img_size than the run to resume: set it as it was, or start a new run '
+            f'from it without --resume.'
+        )
+    checkpoint['state_dict'] = fitted
 
 
 def resume_own_run(runner: Runner) -> None:

@@ -10,7 +10,7 @@ from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
 from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
 from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
-from mmseg_eomt.weights.resize import resize_pos_embed
+from mmseg_eomt.weights.resize import grid_of, resize_pos_embed
 
 
 @MODELS.register_module()
@@ -79,6 +79,8 @@ class EoMTViT(BaseModule):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dims)) if self.arch.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, num_register_tokens, dims)) if num_register_tokens else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dims)) if learned else None
+        if learned:
+            self.register_buffer('pos_grid', torch.tensor(self.grid_size))  # what a checkpoint's positions are for
         self.norm_pre = nn.LayerNorm(dims, eps=norm_eps) if self.arch.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(self.arch.build_block() for _ in range(num_blocks))
         self.norm = nn.Identity() if num_joint_blocks else nn.LayerNorm(dims, eps=norm_eps)
@@ -100,15 +102,11 @@ class EoMTViT(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # a checkpoint of another img_size: mmengine would leave its position embedding out and go on
-        pos_embed = state_dict.get(f'{prefix}pos_embed')
-        if pos_embed is not None and self.pos_embed is not None and pos_embed.shape[1] != self.pos_embed.shape[1]:
-            side = round(pos_embed.shape[1] ** 0.5)
-            if side * side != pos_embed.shape[1]:
-                raise RuntimeError(
-                    f'The checkpoint has a position embedding for {pos_embed.shape[1]} patches, no square, and img_size '
-                    f'gives {self.grid_size}: set img_size to what it was in training; other image sizes work at run time.'
-                )
-            state_dict[f'{prefix}pos_embed'] = resize_pos_embed(pos_embed, (side, side), self.grid_size)
+        pos_embed, grid = (state_dict.get(f'{prefix}{name}') for name in ('pos_embed', 'pos_grid'))
+        if self.pos_embed is not None and pos_embed is not None:
+            grid = grid_of(pos_embed, grid, self.grid_size)
+            state_dict[f'{prefix}pos_embed'] = resize_pos_embed(pos_embed, grid, self.grid_size)
+            state_dict[f'{prefix}pos_grid'] = self.pos_grid
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, image: Tensor) -> tuple[Tensor | list[Tensor], ...]:

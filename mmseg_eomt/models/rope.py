@@ -35,7 +35,8 @@ def rotary_embedding(
     if rescale is not None:
         limit = math.log(rescale)
         places = places * torch.empty(1, device=device).uniform_(-limit, limit).exp()
-    frequencies = 1 / theta ** torch.arange(0, 1, 4 / head_dim, device=device)
+    number = head_dim // 4
+    frequencies = 1 / theta ** (torch.arange(number, device=device) / number)
     angles = (2 * math.pi * places[..., None] * frequencies).flatten(1)
     return torch.stack((angles.cos(), angles.sin()))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.weights.format import UNUSED, is_gated
-from mmseg_eomt.weights.read import OWN, Pretrained
-from mmseg_eomt.weights.resize import resize_patch_embed, resize_pos_embed
+from mmseg_eomt.weights.read import OWN_KINDS, Pretrained
+from mmseg_eomt.weights.resize import grid_of, resize_patch_embed, resize_pos_embed
 from mmseg_eomt.weights.rules import StateDict
 
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
@@ -87,7 +87,8 @@ def fit(found: Pretrained, target: Target, training: bool) -> tuple[StateDict, R
             f'{found.source} ({found.kind}) does not fit {target.name} in {len(told)} weights:\n  ' + '\n  '.join(told)
         )
     report.loaded = f'{len(filled)} tensors{_told_blocks(filled, target)}'
-    report.left_out = sorted({name.removeprefix(UNUSED).split('.')[0] for name in weights if name.startswith(UNUSED)})
+    left_out = sorted(name.removeprefix(UNUSED) for name in weights if name.startswith(UNUSED))
+    report.left_out = left_out if len(left_out) < 5 else [*left_out[:2], f'… ({len(left_out)} entries)']
     absent = [name for name in own if name not in filled and not name.endswith('attn_mask_probs')]
     remade = {line.split(' ')[0] for line in report.new}
     report.new += [part for part in dict.fromkeys(name.split('.')[0] for name in absent) if part not in remade]
@@ -102,16 +103,16 @@ def check_arch(found: Pretrained, target: Target) -> None:
     """
     arch, given = target.arch, described(found)
     for name, value in given.items():
-        wanted = _kind(arch, name)
+        wanted = field_of(arch, name)
         if value != wanted:
-            fitting = [known for known, a in ARCHS.items() if all(_kind(a, n) == v for n, v in given.items())]
+            fitting = [known for known, a in ARCHS.items() if all(field_of(a, n) == v for n, v in given.items())]
             cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch or checkpoint'
             raise ValueError(f'{found.source} has {name}={value}, but arch asks for {wanted}: {cure}.')
     periods = found.weights.get(f'{UNUSED}rope_embed.periods')
     if periods is not None and arch.rope_theta is not None:
         number = arch.head_dims // 4
-        expected = arch.rope_theta ** torch.arange(0, 1, 1 / number)
-        if len(periods) != number or not torch.allclose(periods.float(), expected, rtol=1e-2):
+        expected = arch.rope_theta ** (torch.arange(number) / number)
+        if len(periods) != number or not torch.allclose(periods.float().cpu(), expected, rtol=1e-2):
             raise ValueError(
                 f'{found.source} has {len(periods)} rotary periods from {periods.min():.3g} to {periods.max():.3g}, but '
                 f'num_heads={arch.num_heads} and rope_theta={arch.rope_theta} of arch give {number}, from 1 to '
@@ -142,7 +143,8 @@ def described(found: Pretrained) -> dict[str, object]:
     )
 
 
-def _kind(arch: ViTArch, name: str) -> object:
+def field_of(arch: ViTArch, name: str) -> object:
+    """What :func:`described` would tell of a checkpoint of an arch."""
     if name == 'mlp':
         return 'swiglu' if arch.mlp == 'swiglu' else 'gelu'  # other activations have the same weights
     if name == 'positions':
@@ -166,31 +168,29 @@ def _fit_grid(found: Pretrained, weights: StateDict, target: Target, report: Rep
     if given != wanted:
         weights['patch_embed.proj.weight'] = resize_patch_embed(weights['patch_embed.proj.weight'], wanted)
         report.adapted.append(f'patches {given} → {wanted} pixels')
+    noted = weights.pop('pos_grid', None)
     if 'pos_embed' not in target.tensors:
         return
-    places, grid = weights['pos_embed'].shape[1], target.grid_size
+    places, wanted = weights['pos_embed'].shape[1], target.grid_size
     side = round(places**0.5)
-    if places == grid[0] * grid[1] and (found.kind == OWN or side * side != places):
-        return  # public models are made for square images, and ours for those of img_size
-    if side * side != places:
-        raise ValueError(
-            f'{found.source} has a position embedding for {places} patches, no square, and img_size gives {grid}: set '
-            f'img_size to what it was in training; other image sizes work at run time.'
-        )
-    if grid != (side, side):
-        weights['pos_embed'] = resize_pos_embed(weights['pos_embed'], (side, side), grid)
-        report.adapted.append(f'positions {side}×{side} → {grid[0]}×{grid[1]}')
+    if noted is None and side * side == places and found.kind not in OWN_KINDS:
+        noted = torch.tensor((side, side))  # public models are made for square images
+    try:
+        grid = grid_of(weights['pos_embed'], noted, wanted)
+    except ValueError as error:
+        raise ValueError(f'{found.source}: {error}') from error
+    if grid != wanted:
+        weights['pos_embed'] = resize_pos_embed(weights['pos_embed'], grid, wanted)
+        report.adapted.append(f'positions {grid[0]}×{grid[1]} → {wanted[0]}×{wanted[1]}')
 
 
 def _fit_biases(found: Pretrained, weights: StateDict, target: Target, report: Report) -> None:
     """Zero biases where a checkpoint leaves out what is zero, as timm does; none where the model has none."""
-    made = 0
-    for name, own in target.tensors.items():
-        if name.endswith('attn.qkv.bias') and name not in weights and target.arch.qkv_bias == 'qv':
-            weights[name] = torch.zeros(own.shape)
-            made += 1
-    if made:
-        report.adapted.append(f'{made} biases of queries and values that the file leaves out are zero')
+    absent = not any(name.endswith('attn.qkv.bias') for name in weights) and found.kind not in OWN_KINDS
+    if absent and target.arch.qkv_bias == 'qv':
+        names = [name for name in target.tensors if name.endswith('attn.qkv.bias')]
+        weights.update({name: torch.zeros(target.tensors[name].shape) for name in names})
+        report.adapted.append(f'{len(names)} biases of queries and values that the file leaves out are zero')
     for name in [name for name in weights if name.endswith('attn.qkv.bias')]:
         kept = target.arch.qkv_bias
         parts = dict(zip('qkv', weights[name].chunk(3)))
@@ -249,7 +249,9 @@ def _may_be_new(name: str, found: Pretrained, report: Report, training: bool) ->
     part = name.split('.')[0]
     if part == 'attn_mask_probs':
         return True
-    return training and part in HEADS and (not found.is_eomt or any(line.split(' ')[0] == part for line in report.new))
+    if not training or part not in HEADS:
+        return False
+    return not found.is_eomt or part == 'input_projection' or any(line.split(' ')[0] == part for line in report.new)
 
 
 def _belongs(name: str, blocks: Iterable[str], own: StateDict) -> bool:
@@ -258,8 +260,8 @@ def _belongs(name: str, blocks: Iterable[str], own: StateDict) -> bool:
         return False
     if name.startswith('blocks.'):
         return name.split('.')[1] in blocks
-    part = name.split('.')[0]
-    return any(other.split('.')[0] == part for other in own)
+    whole = {'patch_embed.proj.weight', 'query_embed.weight'} <= own.keys()
+    return whole or any(other.split('.')[0] == name.split('.')[0] for other in own)
 
 
 def _told_blocks(filled: StateDict, target: Target) -> str:

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from mmseg_eomt.weights.adapt import fold_class_position
+from mmseg_eomt.models.arch import ARCHS, ViTArch
+from mmseg_eomt.weights.adapt import described, field_of, fold_class_position
 from mmseg_eomt.weights.eomt_formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
-from mmseg_eomt.weights.format import UNUSED, is_gated
+from mmseg_eomt.weights.format import GRID, UNUSED
 from mmseg_eomt.weights.read import Pretrained, to_segmentor
+from mmseg_eomt.weights.resize import grid_of
 from mmseg_eomt.weights.rules import StateDict
 
 NO_OBJECT_WEIGHT = 0.1  # of "no object" in the authors' class loss, which their checkpoints hold
@@ -30,6 +32,8 @@ def to_mmseg(found: Pretrained, meta: dict[str, Any]) -> dict[str, Any]:
     """
     weights = _weights_of(found)
     fold_class_position(weights)
+    if 'pos_embed' in weights:
+        weights.setdefault(GRID, torch.tensor(grid_of(weights['pos_embed'], None, (0, 0))))
     return dict(meta=meta, state_dict=to_segmentor(weights, len(weights['attn_mask_probs'])))
 
 
@@ -40,6 +44,8 @@ def to_eomt(found: Pretrained) -> StateDict:
         ValueError: If it is a ViT alone, or has weights that the implementation has no place for.
     """
     weights = _weights_of(found)
+    if 'pos_embed' in weights and len(set(grid_of(weights['pos_embed'], weights.get(GRID), (0, 0)))) > 1:
+        raise ValueError(f'{found.source} is for images that are not square, which the public implementation does not tell.')
     if 'pos_embed' in weights and 'reg_token' not in weights and 'cls_token' in weights:  # timm then has a place for it
         weights.setdefault('cls_pos_embed', torch.zeros_like(weights['cls_token']))
     out = (EOMT if 'pos_embed' in weights else EOMT_DINOV3).write(weights)
@@ -50,7 +56,7 @@ def to_eomt(found: Pretrained) -> StateDict:
 
 
 def to_hugging_face(
-    found: Pretrained, num_heads: int | None = None, img_size: int | None = None, classes: Sequence[str] | None = None
+    found: Pretrained, arch: ViTArch | None = None, img_size: int | None = None, classes: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], StateDict]:
     """Config and state dict for ``EomtForUniversalSegmentation`` or ``EomtDinov3ForUniversalSegmentation``.
 
@@ -58,80 +64,113 @@ def to_hugging_face(
 
     Args:
         found: A whole EoMT.
-        num_heads: Attention heads a block. Default: of 64 channels each, and of 128 for 4,096.
+        arch: Of its ViT. Default: that of :data:`~mmseg_eomt.models.arch.ARCHS` which its weights are of.
         img_size: Side of the images in pixels, for rotary positions; learned ones tell it. Default: 640.
         classes: Names of the classes.
 
     Raises:
-        ValueError: If their model cannot express it, with the reason.
+        ValueError: If their model cannot express it, or the arch is not known, with the reason.
     """
     weights = _weights_of(found)
     fold_class_position(weights)
-    dims, gated = weights['patch_embed.proj.weight'].shape[0], is_gated(weights)
-    patch_size, hidden = weights['patch_embed.proj.weight'].shape[-1], weights['blocks.0.mlp.fc2.weight'].shape[1]
-    num_heads = num_heads or dims // (128 if dims == 4096 else 64)
-    if num_heads < 1 or dims % num_heads:
-        raise ValueError(f'{num_heads} heads do not divide {dims} channels: give --num-heads as the model has it.')
-    num_classes = len(weights['class_head.weight']) - 1
-    labels = dict(enumerate(classes or (f'LABEL_{i}' for i in range(num_classes))))
+    arch = arch or known_arch(found)
+    if arch.mlp in ('gelu_tanh', 'quick_gelu') or 'cls_token' not in weights:
+        raise ValueError(
+            f'{found.source} has {f"mlp={arch.mlp!r}" if "cls_token" in weights else "no class token"}, and the EoMT of Hugging '
+            f'Face has GELU and a class token: it cannot be expressed there.'
+        )
+    patch_size, num_classes = weights['patch_embed.proj.weight'].shape[-1], len(weights['class_head.weight']) - 1
+    labels = list(classes or (f'LABEL_{i}' for i in range(num_classes)))
     config = dict(
-        hidden_size=dims,
-        num_hidden_layers=found.num_layers,
-        num_attention_heads=num_heads,
+        hidden_size=arch.embed_dims,
+        num_hidden_layers=arch.num_layers,
+        num_attention_heads=arch.num_heads,
+        layer_norm_eps=arch.norm_eps,
         patch_size=patch_size,
         num_blocks=len(weights['attn_mask_probs']),
         num_queries=len(weights['query_embed.weight']),
         num_upscale_blocks=len({name.split('.')[1] for name in weights if name.startswith('upscale.')}),
         num_register_tokens=weights['reg_token'].shape[1] if 'reg_token' in weights else 0,
-        id2label={str(i): name for i, name in labels.items()},
-        label2id={name: i for i, name in labels.items()},
+        id2label={str(i): name for i, name in enumerate(labels)},
+        label2id={name: i for i, name in enumerate(labels)},
         dtype='float32',
     )
-    if 'cls_token' not in weights:
-        raise ValueError(f'{found.source} has no class token, and the EoMT of Hugging Face always has one.')
-    weights.setdefault('reg_token', torch.zeros(1, 0, dims))
-    for i in range(found.num_layers):
-        for scale in ('ls1', 'ls2'):  # their blocks always have a LayerScale
-            weights.setdefault(f'blocks.{i}.{scale}.gamma', torch.ones(dims))
-    weights['attn_mask_probs'] = torch.zeros_like(weights['attn_mask_probs'])
     empty_weight = _class_weights(weights)
+    _fill_what_is_always_there(weights, arch)
     if 'pos_embed' in weights:
-        config |= _dinov2_config(weights, gated, hidden / dims, patch_size)
-        out = HF_EOMT.write(weights)
+        known, own = HF_EOMT, _dinov2_config(weights, arch, patch_size)
     else:
-        if gated:
-            raise ValueError(
-                f'{found.source} has gated MLPs; the EoMT of Hugging Face on DINOv3 has one activation for gates and heads, '
-                f"where this model's are SiLU and GELU: it cannot be expressed there."
-            )
-        biases = {f'{part}_bias': 'blocks.0.attn.qkv.bias' in weights for part in ('query', 'value')}
-        config |= dict(biases, key_bias=False, intermediate_size=hidden, image_size=img_size or 640, layer_norm_eps=1e-5)
-        config |= dict(rope_parameters=dict(rope_theta=100.0, rope_type='default'), model_type='eomt_dinov3')
-        config |= dict(architectures=['EomtDinov3ForUniversalSegmentation'])
-        out = HF_EOMT_DINOV3.write(weights)
-    return config, out | {'criterion.empty_weight': empty_weight}
+        known, own = HF_EOMT_DINOV3, _dinov3_config(found, weights, arch, img_size)
+    return config | own, known.write(weights) | {'criterion.empty_weight': empty_weight}
 
 
-def _dinov2_config(weights: StateDict, gated: bool, ratio: float, patch_size: int) -> dict[str, Any]:
-    places = weights['pos_embed'].shape[1]
-    side = round(places**0.5)
-    if side * side != places:
+def known_arch(found: Pretrained) -> ViTArch:
+    """The arch of a public model, told by the sizes of its weights.
+
+    Raises:
+        ValueError: If they are of none that is known.
+    """
+    given = described(found)
+    fitting = [arch for arch in ARCHS.values() if all(field_of(arch, name) == value for name, value in given.items())]
+    if not fitting:
         raise ValueError(
-            f'The position embedding has {places} places, and the EoMT of Hugging Face takes square images alone: load the '
-            f'checkpoint with a square img_size first.'
+            f'{found.source} is of no arch that has a name, and weights do not tell the number of heads: give its config.'
         )
-    dims = weights['norm.weight'].numel()
+    return fitting[0]
+
+
+def _fill_what_is_always_there(weights: StateDict, arch: ViTArch) -> None:
+    """What their model has in any case, with values that change nothing."""
+    dims = arch.embed_dims
+    weights['attn_mask_probs'] = torch.zeros_like(weights['attn_mask_probs'])
+    weights.setdefault('reg_token', torch.zeros(1, 0, dims))
+    for i in range(arch.num_layers):
+        for scale in ('ls1', 'ls2'):
+            weights.setdefault(f'blocks.{i}.{scale}.gamma', torch.ones(dims))
+        if 'pos_embed' in weights:
+            weights.setdefault(f'blocks.{i}.attn.qkv.bias', torch.zeros(3 * dims))
+
+
+def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[str, Any]:
+    places, noted = weights['pos_embed'].shape[1], weights.get(GRID)
+    rows, columns = grid_of(weights['pos_embed'], noted, (0, 0))
+    if rows != columns:
+        raise ValueError(
+            f'The position embedding is for {rows}×{columns} of {places} patches, and the EoMT of Hugging Face takes square '
+            f'images alone: load the checkpoint with a square img_size first.'
+        )
+    ratio, dims = arch.mlp_hidden_dims / arch.embed_dims, arch.embed_dims
+    gated = arch.mlp == 'swiglu'
     hidden = {i: 8 * -(-int(i * dims * 2 / 3) // 8) for i in range(1, 17)}  # gated MLPs have two thirds of the width
-    ratios = [i for i in hidden if hidden[i] == round(ratio * dims)] if gated else [ratio]
+    ratios = [i for i in hidden if hidden[i] == arch.mlp_hidden_dims] if gated else [ratio]
     if not ratios or ratios[0] != int(ratios[0]):
         raise ValueError(f'MLPs of {ratio:.3g} times the width cannot be expressed in the EoMT of Hugging Face.')
     return dict(
-        image_size=side * patch_size,
+        image_size=rows * patch_size,
         mlp_ratio=int(ratios[0]),
         use_swiglu_ffn=gated,
-        layer_norm_eps=1e-6,
         model_type='eomt',
         architectures=['EomtForUniversalSegmentation'],
+    )
+
+
+def _dinov3_config(found: Pretrained, weights: StateDict, arch: ViTArch, img_size: int | None) -> dict[str, Any]:
+    if arch.mlp == 'swiglu':
+        raise ValueError(
+            f'{found.source} has gated MLPs; the EoMT of Hugging Face on DINOv3 has one activation for gates and heads, where '
+            f"this model's are SiLU and GELU: it cannot be expressed there."
+        )
+    biases = 'blocks.0.attn.qkv.bias' in weights
+    return dict(
+        query_bias=biases,
+        value_bias=biases,
+        key_bias=False,
+        intermediate_size=arch.mlp_hidden_dims,
+        image_size=img_size or 640,
+        rope_parameters=dict(rope_theta=arch.rope_theta, rope_type='default'),
+        pos_embed_rescale=arch.rope_rescale,
+        model_type='eomt_dinov3',
+        architectures=['EomtDinov3ForUniversalSegmentation'],
     )
 
 

@@ -24,11 +24,11 @@ def read_file(path: Path, map_location: Any = None) -> Any:
     """
     if path.name.endswith('.index.json'):
         return _read_shards(path, map_location)
-    if path.suffix == '.safetensors' or _starts_as_safetensors(path):
+    if _starts_as_safetensors(path) or (path.suffix == '.safetensors' and not zipfile.is_zipfile(path)):
         return _read_safetensors(path, map_location)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, KeyError, IndexError, AttributeError) as error:  # whatever bytes may ask for
         raise ValueError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError) as error:
         if is_whole(path) or isinstance(error, PermissionError):
@@ -48,7 +48,10 @@ def find_in_folder(folder: Path) -> Path | None:
 
 def shards_of(index: Path) -> list[str]:
     """The files that an index of Hugging Face's names."""
-    return sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    try:
+        return sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{index} is no index of a checkpoint in several files: copy it again. ({error!r})') from error
 
 
 def _read_shards(index: Path, map_location: Any) -> dict[str, torch.Tensor]:
@@ -72,7 +75,14 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
     try:
         return load_file(path, device=str(map_location) if isinstance(map_location, (str, torch.device)) else 'cpu')
     except SafetensorError as error:
+        if _head(path) == LFS:
+            raise ValueError(_refusal(path, '')) from error
         raise _cut_short(path, error) from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(len(LFS))
 
 
 def _cut_short(path: Path, error: Exception) -> ValueError:
@@ -84,8 +94,7 @@ def _cut_short(path: Path, error: Exception) -> ValueError:
 
 
 def _refusal(path: Path, message: str) -> str:
-    with path.open('rb') as file:
-        head = file.read(len(LFS))
+    head = _head(path)
     if head == LFS:
         return f'{path} is a pointer of Git LFS, not the file: run git lfs pull where it comes from.'
     asked = re.search(r'(?:GLOBAL|global) ([\w.]+\.[\w.]+)', message)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -44,6 +45,8 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
             )
         check_parts(model, state_dict, training)
         return state_dict
+    if is_own(given) and given.keys() != state_dict.keys():  # of a compiled model
+        state_dict = OrderedDict(given)
     adapted = tuner_layers(model) or any(is_adapter(name) for name in state_dict)
     foreign = not is_own(given) and recognise_part(given)[0] is not None
     if adapted or not (foreign or _differs(model, given)):
@@ -59,6 +62,8 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     filled, report = fit(understand(state_dict, source), target, training)
     print_log(str(report), logger='current')
     fitted = to_segmentor(filled, head.num_joint_blocks)
+    if backbone.pos_embed is not None:
+        fitted['backbone.pos_grid'] = backbone.pos_grid
     others = {} if foreign else state_dict
     fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
     result = OrderedDict(fitted)
@@ -67,12 +72,14 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
 
 
 def _differs(model: nn.Module, given: StateDict) -> bool:
-    """Whether a segmentor's checkpoint has other names or shapes than the model, positions aside."""
-    own = model.state_dict()
+    """Whether a segmentor's checkpoint has other names, shapes or places of patches than the model."""
+    own, grid = model.state_dict(), 'backbone.pos_grid'
     if not is_own(given):
         return False
-    return own.keys() != given.keys() or any(
-        value.shape != own[name].shape for name, value in given.items() if not name.endswith('pos_embed')
+    if grid in own and grid in given and not torch.equal(given[grid].cpu(), own[grid].cpu()):
+        return True
+    return own.keys() - {grid} != given.keys() - {grid} or any(
+        value.shape != own[name].shape for name, value in given.items()
     )
 
 
@@ -85,23 +92,25 @@ def check_parts(model: nn.Module, state_dict: dict[str, Tensor], new_classes: bo
         new_classes: Whether the class head may be missing or of another number of classes, and starts anew.
 
     Raises:
-        ValueError: If weights are missing or of another shape, with some of their names.
+        ValueError: If weights are missing or of another shape, with their names.
     """
     given = {name.removeprefix('module.'): value for name, value in state_dict.items() if isinstance(value, Tensor)}
     parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
     absent, adapters = [], set(adapter_names(model))
     for name, parameter in model.named_parameters():
         plain = plain_name(name)
-        if not name.startswith(parts) or name in adapters or name.endswith('.pos_embed'):
+        if not name.startswith(parts) or name in adapters:
             continue
         if '.class_head.' in name and new_classes:
             continue
         value = given.get(name, given.get(plain))
+        if value is not None and name.endswith('.pos_embed'):
+            continue  # resized by the backbone
         if value is None or value.shape != parameter.shape:
             found = 'absent' if value is None else tuple(value.shape)
             absent.append(f'{plain}: checkpoint {found}, model {tuple(parameter.shape)}')
     if absent:
         raise ValueError(
-            f'The checkpoint does not fit the model in {len(absent)} weights: {"; ".join(absent[:3])}'
-            f'{"; …" if len(absent) > 3 else ""}. Set arch and num_classes as they were in training.'
+            f'The checkpoint does not fit the model in {len(absent)} weights: set arch and num_classes as they were in '
+            f'training.\n  ' + '\n  '.join(absent)
         )

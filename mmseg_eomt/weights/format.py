@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mmseg_eomt.weights.rules import Concat, Rename, Rule, StateDict
 
 UNUSED = 'unused.'
+GRID = 'pos_grid'  # of EoMTViT: rows and columns that its position embedding is for
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Format:
         out: StateDict = {}
         for rule in self.rules(is_gated(given)):
             rule.write(given, out)
+        given.pop(GRID, None)  # public formats have square images, or none to note
         if given:
             raise ValueError(f'{self.name} has no place for {len(given)} weights, such as {sorted(given)[:3]}.')
         return out | {name: value for name, value in kept.items() if re.fullmatch(self.unused, name)}

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from huggingface_hub import errors, hf_hub_download
 
@@ -14,7 +15,7 @@ _URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/(
 def as_hub_name(url: str) -> str | None:
     """The ``hf://`` name of a file that a web address on the Hub names; None for other addresses."""
     found = _URL.fullmatch(url)
-    return f'{SCHEME}{found.group(1)}/{found.group(3)}@{found.group(2)}' if found else None
+    return f'{SCHEME}{found.group(1)}/{unquote(found.group(3))}@{unquote(found.group(2))}' if found else None
 
 
 def parse(name: str) -> tuple[str, str | None, str | None]:

@@ -48,9 +48,9 @@ def load_pretrained(module: BaseModule, checkpoint: str) -> None:
 
 
 def part_of_vit(module: BaseModule) -> StateDict:
-    """The tensors of an :class:`EoMTViT` or :class:`EoMTHead` under the names of a whole ViT's state dict."""
+    """What an :class:`EoMTViT` or :class:`EoMTHead` has to get from a checkpoint, under the names of a whole ViT's."""
     first = first_block(module)
-    return {_shifted(name, first): value for name, value in module.state_dict().items()}
+    return {_shifted(name, first): value for name, value in module.state_dict().items() if name != 'pos_grid'}
 
 
 def first_block(module: BaseModule) -> int:

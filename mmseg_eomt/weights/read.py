@@ -11,10 +11,11 @@ from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3
 from mmseg_eomt.weights.format import UNUSED, Format, is_gated
 from mmseg_eomt.weights.rules import StateDict
-from mmseg_eomt.weights.vit_formats import VIT_FORMATS
+from mmseg_eomt.weights.vit_formats import OWN_VITS, VIT_FORMATS
 
 FORMATS = EOMT_FORMATS + VIT_FORMATS
 OWN = 'segmentor of mmseg-eomt'
+OWN_KINDS = (OWN, *(known.name for known in OWN_VITS))
 WRAPPERS = ('state_dict', 'model')  # of mmengine and Lightning; of MAE and DeiT
 NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
 
@@ -79,7 +80,8 @@ def recognise_part(state_dict: StateDict) -> tuple[Format | None, StateDict, Sta
 
 def is_own(state_dict: StateDict) -> bool:
     """Whether a state dict is that of a segmentor with :class:`EoMTViT` and :class:`EoMTHead`."""
-    return {'backbone.patch_embed.proj.weight', 'decode_head.query_embed.weight'} <= state_dict.keys()
+    names = {'backbone.patch_embed.proj.weight', 'backbone.blocks.0.norm1.weight', 'decode_head.query_embed.weight'}
+    return names <= state_dict.keys() and 'backbone.norm.weight' not in state_dict  # which would be a ViT of its own
 
 
 def understand(checkpoint: object, source: str) -> Pretrained:
@@ -111,7 +113,9 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
             f'tools/adapter.py merge.'
         )
     if is_own(state_dict):
-        return Pretrained(source, OWN, True, from_segmentor(state_dict))
+        weights = from_segmentor(state_dict)
+        check_complete(weights, source, OWN)
+        return Pretrained(source, OWN, True, weights)
     known, part, rest = recognise_part(state_dict)
     if known is None:
         found = sorted(state_dict)[:4] or type(checkpoint).__name__
@@ -119,14 +123,36 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
         raise ValueError(f'{source} is in no format that is known here: it has {found}. Known are: {names}, {OWN}.')
     try:
         weights = known.read(part)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
+    check_complete(weights, source, known.name)
     if known is HF_EOMT_DINOV3 and is_gated(weights):
         raise ValueError(
             f"{source} ({known.name}) has gated MLPs, and Hugging Face's model has one activation for gates and heads, the "
             f"authors' SiLU and GELU: it would predict otherwise here. Start from the DINOv3 that it was made from."
         )
     return Pretrained(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
+
+
+def check_complete(weights: StateDict, source: str, kind: str) -> None:
+    """Make sure that no weight of a ViT is missing that others tell of.
+
+    Raises:
+        ValueError: If some are, with their names.
+    """
+    blocks: dict[int, set[str]] = {}
+    for name in weights:
+        if name.startswith('blocks.'):
+            _, number, rest = name.split('.', 2)
+            blocks.setdefault(int(number), set()).add(rest)
+    layers = ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
+    parts = set().union(*blocks.values(), (f'{layer}.weight' for layer in layers))
+    needed = [f'blocks.{i}.{part}' for i in range(max(blocks, default=0) + 1) for part in sorted(parts)]
+    needed += ['patch_embed.proj.weight', 'norm.weight', 'norm.bias']
+    needed += ['pos_embed'] if 'pos_grid' in weights else []
+    absent = [name for name in needed if name not in weights]
+    if absent:
+        raise ValueError(f'{source} ({kind}) lacks {len(absent)} weights: {", ".join(absent)}.')
 
 
 def from_segmentor(state_dict: StateDict) -> StateDict:
@@ -185,6 +211,11 @@ def add_base(delta: Pretrained, base: Pretrained) -> StateDict:
     Raises:
         ValueError: If the first is no delta, or the second is not the ViT it was made from, as far as shapes tell.
     """
+    if base.is_eomt:
+        raise ValueError(
+            f'{base.source} ({base.kind}) is an EoMT, not the ViT that {delta.source} holds differences to, which likely is '
+            f'{_likely_base(delta)}.'
+        )
     if not is_delta(delta):
         raise ValueError(
             f'{delta.source} ({delta.kind}) holds whole weights, not differences to others: leave out +{base.source}.'

@@ -5,6 +5,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def grid_of(pos_embed: Tensor, noted: Tensor | None, wanted: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that a position embedding (1, h · w, C) is for.
+
+    Args:
+        pos_embed: Without prefix tokens.
+        noted: Rows and columns as its checkpoint notes them; None if it does not.
+        wanted: The model's, which are taken where they fit and nothing is noted.
+
+    Raises:
+        ValueError: If nothing tells: it is of another number of places, and no square.
+    """
+    places = pos_embed.shape[1]
+    if noted is not None and int(noted.prod()) == places:
+        return tuple(noted.tolist())
+    side = round(places**0.5)
+    if places == wanted[0] * wanted[1]:
+        return wanted
+    if side * side != places:
+        raise ValueError(
+            f'The checkpoint has a position embedding for {places} patches, no square, and img_size gives {wanted}: set '
+            f'img_size to what it was in training; other image sizes work at run time.'
+        )
+    return side, side
+
+
 def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Interpolate a learned position embedding, bicubic with antialiasing as timm's ``resample_abs_pos_embed``.
 
@@ -44,5 +69,5 @@ def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
     basis = torch.eye(old * old, dtype=torch.float64).view(old * old, 1, old, old)
     size = (patch_size, patch_size)
     resize = F.interpolate(basis, size, mode='bicubic', antialias=True).flatten(1).T
-    pinv = torch.linalg.pinv(resize.T)
+    pinv = torch.linalg.pinv(resize.T).to(weight.device)
     return (weight.double().flatten(2) @ pinv.T).unflatten(2, size).to(weight.dtype)

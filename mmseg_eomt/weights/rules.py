@@ -97,8 +97,9 @@ class Positions:
 
     Attributes:
         theirs: Their name.
-        class_first: Whether theirs begins with the class token's place. None: as timm has it, never where there are
-            registers, and elsewhere told by the number of places, which for public ViTs is a square, or a square and one.
+        class_first: Whether theirs begins with the class token's place. None: not where there are registers or no class
+            token, as in timm, and elsewhere told by the number of places, which for public ViTs is a square, or a square
+            and one.
         batched: Whether theirs is (1, N, C), or (N, C).
     """
 
@@ -114,7 +115,7 @@ class Positions:
         value = value if self.batched else value[None]
         class_first = self.class_first
         if class_first is None:
-            class_first = 'reg_token' not in out and not _is_square(value.shape[1])
+            class_first = 'cls_token' in out and 'reg_token' not in out and not _is_square(value.shape[1])
         if class_first:
             out['cls_pos_embed'], value = value[:, :1], value[:, 1:]
         out['pos_embed'] = value

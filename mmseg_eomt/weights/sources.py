@@ -1,8 +1,10 @@
 """Where checkpoints are read from, through mmengine's ``CheckpointLoader``, so that every tool and config reads the same."""
 
+import hashlib
+import http.client
 import os
 import re
-import urllib.error
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from mmseg_eomt.adapters.files import is_folder, read_folder
 from mmseg_eomt.adapters.loading import tagged
 from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
-from mmseg_eomt.weights.read import add_base, recognise, tensors_of, understand, understand_delta
+from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
 
 
 def register_sources() -> None:
@@ -38,7 +40,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     return _load(filename, map_location, _local_file)
 
 
-def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None) -> Any:
+def load_from_http(filename: str, map_location: Any = None) -> Any:
     """Download once a machine, into torch's cache under the host and path of the URL; see :func:`load_from_local`.
 
     An address of a file on the Hugging Face Hub is read as ``hf://``: through its cache, with its token.
@@ -46,7 +48,7 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
     Raises:
         OSError: If it cannot be downloaded, with what to set for a copy.
     """
-    return _load(filename, map_location, lambda url: _downloaded(url, model_dir))
+    return _load(filename, map_location, lambda url: _once_a_machine(_download, url))
 
 
 def load_from_hf(filename: str, map_location: Any = None) -> Any:
@@ -62,9 +64,10 @@ def split_sum(name: str) -> tuple[str, str | None]:
     """The two sides of ``<delta>+<base>``; a name without a base, or of a file that is there, stays whole."""
     whole = Path(name).expanduser().exists()
     for place in [match.start() for match in re.finditer(r'\+', name)]:
-        base = name[place + 1 :]
-        if re.match(r'(hf|https?)://', base) or (not whole and Path(base).expanduser().exists()):
-            return name[:place], base
+        delta, base = name[:place], name[place + 1 :]
+        both = Path(delta).expanduser().exists() or delta.startswith(hub.SCHEME)
+        if re.match(r'(hf|https?)://', base) or (base and both and not whole and Path(base).expanduser().exists()):
+            return delta, base
     return name, None
 
 
@@ -83,8 +86,10 @@ def _as_checkpoint(loaded: Any, name: str) -> Any:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
     if isinstance(loaded, dict) and 'state_dict' in loaded:
         loaded.setdefault('meta', {})
-    elif isinstance(loaded, dict) and recognise(tensors_of(loaded)) is not None:
-        loaded = dict(state_dict=tensors_of(loaded), meta={})
+    elif isinstance(loaded, dict):
+        weights = tensors_of(loaded)
+        if is_own(weights) or recognise(weights) is not None:
+            loaded = dict(state_dict=weights, meta={})
     return tagged(loaded, name)
 
 
@@ -98,29 +103,41 @@ def _local_file(name: str) -> Path:
     return path
 
 
-def _downloaded(url: str, model_dir: str | None) -> Path:
+def _download(url: str) -> Path:
+    """The file of a URL in the cache; it is there only if it was read once."""
     name = hub.as_hub_name(url)
     if name is not None:
-        return _once_a_machine(hub.download, name)
-    parts = urlparse(url)
-    cache = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = cache / parts.netloc.replace(':', '_') / unquote(parts.path).lstrip('/')
-    if '..' in path.parts:
-        raise ValueError(f'{url} leads out of the cache: refused.')
-
-    def download(_: str) -> Path:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(url, str(path), progress=os.isatty(2))
-            except urllib.error.URLError as error:
-                raise OSError(
-                    f'{url} could not be downloaded ({error.reason}): get the file elsewhere, and give its path '
-                    f'as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
-                ) from error
+        return hub.download(name)
+    path = _place_in_cache(url)
+    if path.is_file():
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fetched = Path(folder) / path.name
+        try:
+            torch.hub.download_url_to_file(url, str(fetched), progress=os.isatty(2))
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(
+                f'{url} could not be downloaded ({getattr(error, "reason", error)}): get the file elsewhere and give its '
+                f'path; for a ViT as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
+            ) from error
+        try:
+            read_file(fetched)
+        except ValueError as error:
+            raise ValueError(f'What {url} gave was not kept: {str(error).replace(str(fetched), "it")}') from error
+        fetched.replace(path)
+    return path
 
-    return _once_a_machine(download, url)
+
+def _place_in_cache(url: str) -> Path:
+    """Below torch's cache: host and path of the URL, and a digest of what stands behind a question mark."""
+    parts = urlparse(url)
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / parts.netloc.replace(':', '_') / unquote(parts.path).lstrip('/')
+    if '..' in path.parts or not parts.path.strip('/'):
+        raise ValueError(f'{url} names no file.')
+    if parts.query:
+        path = path.with_name(f'{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-{path.name}')
+    return path
 
 
 def _once_a_machine(download: Callable[[str], Path], name: str) -> Path:

@@ -21,6 +21,16 @@ def timm(gated: bool) -> tuple[Rule, ...]:
     )
 
 
+def _own_vit(gated: bool) -> tuple[Rule, ...]:
+    return (
+        *_TOKENS,
+        *same('reg_token', 'norm_pre.{p}', 'pos_embed', 'pos_grid'),
+        *blocks('blocks.{i}'),
+        *_FUSED,
+        *same('blocks.{i}.mlp.fc1.{p}', 'blocks.{i}.mlp.fc2.{p}'),
+    )
+
+
 def _dinov2(gated: bool) -> tuple[Rule, ...]:
     return (
         *_TOKENS,
@@ -127,7 +137,22 @@ FC = dict(gate='gate_proj', value='up_proj', out='down_proj')
 PACKED = dict(gate='weights_in', out='weights_out')
 _HEADS = r'(head|head_dist|fc_norm|attn_pool|pre_logits|decoder_\w+|heads?)\..*|mask_token|decoder_pos_embed'
 _MASK_TOKEN = r'embeddings\.mask_token'
+OWN_VITS = (
+    Format(
+        'backbone of mmseg-eomt',
+        ('pos_grid', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'),
+        (),
+        _own_vit,
+    ),
+    Format(
+        'rotary backbone of mmseg-eomt',
+        ('patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'),
+        ('pos_embed', 'storage_tokens', 'register_tokens', 'mask_token', 'blocks.0.gamma_1'),
+        _own_vit,
+    ),
+)
 VIT_FORMATS = (
+    *OWN_VITS,
     Format(
         'DINOv3 release',
         ('patch_embed.proj.weight', 'blocks.0.attn.qkv.weight', 'storage_tokens'),
@@ -194,7 +219,7 @@ VIT_FORMATS = (
     Format(
         'plain ViT of timm',
         ('pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.qkv.weight'),
-        ('register_tokens',),
+        ('register_tokens', 'pos_grid'),
         timm,
         unused=_HEADS,
     ),
