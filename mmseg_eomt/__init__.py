@@ -6,11 +6,13 @@ compat.apply()
 
 from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
 from mmseg_eomt.engine import LoRAHook, MaskAnnealingHook  # noqa: E402
+from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 
 register_sources()
 load_adapters_or_refuse()
+check_every_run()
 
 __version__ = '0.1.0'
 __all__ = ['EoMTHead', 'EoMTViT', 'LoRAHook', 'MaskAnnealingHook', '__version__']

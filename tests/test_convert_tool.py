@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL_ARCH, reference, relative_error, run_tool
+from conftest import reference, relative_error, run_tool
 from layouts import Sizes, public_eomt, public_eomt_dinov3, timm_vit
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -68,28 +68,23 @@ def test_an_exported_folder_loads_in_transformers_and_predicts_the_same(layout, 
     content = layout(Sizes(0, **sizes))
     content['network.attn_mask_probs'] += 0.5  # stopped before its masks were annealed: none are used here
     torch.save(content, tmp_path / 'public.bin')
-    options = ('--to', 'hf', '--num-heads', 2, '--img-size', 64)
-    if gated and layout is public_eomt_dinov3:
+    rotary = layout is public_eomt_dinov3
+    given = dict(embed_dims=64, depth=3, num_heads=2, patch_size=16, img_size=(64, 64), num_joint_blocks=2)
+    given |= dict(num_queries=len(content['network.q.weight']), num_classes=len(content['network.class_head.weight']) - 1)
+    config = config_of(given | (dict(rope_theta=50.0, layer_norm_eps=1e-5) if rotary else {}))
+    if gated:
+        for part in ('backbone', 'decode_head'):
+            config.model[part].arch.update(mlp='swiglu', mlp_hidden_dims=176)
+    config.dump(tmp_path / 'config.py')
+    options = ('--to', 'hf', '--config', tmp_path / 'config.py', '--img-size', 64)
+    if gated and rotary:
         assert 'SiLU and GELU: it cannot be expressed there' in convert(tmp_path / 'public.bin', 'x', *options, check=False)
         return
     convert(tmp_path / 'public.bin', tmp_path / 'hf', *options)
 
     theirs, told = transformers.AutoModelForUniversalSegmentation.from_pretrained(tmp_path / 'hf', output_loading_info=True)
     assert not any(told.values()), told
-    arch = dict(rope_theta=100.0, qkv_bias='qv', layer_norm_eps=1e-5) if layout is public_eomt_dinov3 else {}
-    queries, classes = (len(content[f'network.{name}.weight']) for name in ('q', 'class_head'))
-    config = config_of(
-        dict(
-            dict(embed_dims=64, depth=3, num_heads=2, patch_size=16, img_size=(64, 64), num_joint_blocks=2),
-            **arch,
-            num_queries=queries,
-            num_classes=classes - 1,
-        )
-    )
-    if gated:
-        for part in ('backbone', 'decode_head'):
-            config.model[part].arch.update(mlp='swiglu', mlp_hidden_dims=176)
-    else:
+    if not gated:
         convert(tmp_path / 'hf', tmp_path / 'again.pth', '--to', 'mmseg')
     images = torch.randn(2, 3, 64, 64)
     for source in ('public.bin', 'hf') if gated else ('public.bin', 'hf', 'again.pth'):
@@ -101,29 +96,37 @@ def test_an_exported_folder_loads_in_transformers_and_predicts_the_same(layout, 
         assert relative_error(scores[-1], expected.class_queries_logits) < 1e-4
 
 
-def test_a_trained_checkpoint_takes_its_class_names_along(base, tmp_path):
-    convert(base, tmp_path / 'hf', '--to', 'hf', '--num-heads', SMALL_ARCH['num_heads'])
+def test_a_trained_checkpoint_takes_its_class_names_along(small_config, config_file, base, tmp_path):
+    config = config_file(small_config())
+    convert(base, tmp_path / 'hf', '--to', 'hf', '--config', config)
     theirs = transformers.AutoModelForUniversalSegmentation.from_pretrained(tmp_path / 'hf')
     assert theirs.config.id2label[0] == 'road' and theirs.config.id2label[18] == 'bicycle'
     assert theirs.config.num_attention_heads == 2
 
     convert(base, tmp_path / 'copy.safetensors', '--to', 'mmseg')
-    copy = CheckpointLoader.load_checkpoint(str(tmp_path / 'copy.safetensors'), logger='silent')
+    weights = CheckpointLoader.load_checkpoint(str(tmp_path / 'copy.safetensors'), logger='silent')['state_dict']
     given = torch.load(base, weights_only=True)['state_dict']
-    weights = copy.get('state_dict', copy)
     assert weights.keys() == given.keys() and all(torch.equal(weights[name], given[name]) for name in given)
 
 
-def test_what_cannot_be_converted_is_refused_in_one_sentence(lora, tmp_path):
+def test_what_cannot_be_converted_is_refused_in_one_sentence(small_config, config_file, base, lora, tmp_path):
     torch.save(timm_vit(Sizes(0)), tmp_path / 'vit.pth')
     (tmp_path / 'there').mkdir()
-    for source, target, told in (
-        (tmp_path / 'vit.pth', 'out.pth', 'is a ViT without the heads of an EoMT: nothing is to be converted'),
-        (tmp_path / 'vit.pth', 'there', 'is there already'),
-        (lora, 'out.pth', 'merge them first, with tools/adapter.py merge'),
-        (tmp_path / 'none.pth', 'out.pth', 'none.pth is not there'),
+    other, clip = (
+        {f'model.{part}.arch.{key}': value for part in ('backbone', 'decode_head')}
+        for key, value in (('num_layers', 5), ('mlp', 'quick_gelu'))
+    )
+    configs = [config_file(small_config(name=name, **changes)) for name, changes in (('five', other), ('clip', clip))]
+    for source, target, options, told in (
+        (tmp_path / 'vit.pth', 'out', ('mmseg',), 'is a ViT without the heads of an EoMT: nothing is to be converted'),
+        (tmp_path / 'vit.pth', 'there', ('mmseg',), 'is there already'),
+        (lora, 'out', ('mmseg',), 'merge them first, with tools/adapter.py merge'),
+        (tmp_path / 'none.pth', 'out', ('mmseg',), 'none.pth is not there'),
+        (base, 'out', ('hf',), 'weights do not tell the number of heads: give its config'),
+        (base, 'out', ('hf', '--config', configs[0]), 'num_layers=4, but arch asks for num_layers=5'),
+        (base, 'out', ('hf', '--config', configs[1]), "mlp='quick_gelu'"),
     ):
-        done = run_tool('tools/convert_checkpoint.py', source, tmp_path / target, '--to', 'mmseg', check=False)
+        done = run_tool('tools/convert_checkpoint.py', source, tmp_path / target, '--to', *options, check=False)
         assert done.returncode == 1
         assert told in done.stdout.splitlines()[-1]
-    assert not (tmp_path / 'out.pth').exists()
+    assert not (tmp_path / 'out').exists()

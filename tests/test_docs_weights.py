@@ -41,6 +41,7 @@ def test_the_commands_run(small_config, config_file, base, tmp_path):
     files = {
         'configs/eomt_lora_cityscapes.py': config_file(small_config(lora=True, max_iters=1, name='lora')),
         'configs/eomt_dinov3-l_ade20k_512.py': config_file(small_config(name='rotary', **rotary)),
+        'configs/eomt_demo.py': config_file(small_config(name='demo')),
         'work_dirs/eomt_demo/iter_600.pth': base,
         ' eomt.bin': f' {tmp_path}/eomt.bin',
         ' eomt_hf': f' {tmp_path}/eomt_hf',
@@ -62,14 +63,25 @@ def test_the_commands_run(small_config, config_file, base, tmp_path):
 
 
 def test_the_archs_that_are_shown_build():
-    (block,) = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+    block, _ = re.findall(r'```python\n(.*?)```', PAGE, re.S)
     values: dict = {}
     exec(block, {}, values)
-    (siglip,) = re.findall(r'`(dict\(embed_dims=768.*?\))`', PAGE)
+    (siglip,) = re.findall(r'`(dict\(embed_dims=768.*?\))`', PAGE, re.S)
     for arch in (values['clip_base'], eval(siglip)):
         with torch.device('meta'):
             vit = EoMTViT(arch, 224, num_register_tokens=0, num_joint_blocks=0)
         assert ('cls_token' in vit.state_dict()) == arch.get('class_token', True)
+
+
+def test_the_config_that_is_shown_builds(tmp_path):
+    register_all_modules()
+    _, block = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+    (tmp_path / 'mae.py').write_text(block.replace("'eomt_lora", f"'{ROOT}/configs/eomt_lora"))
+    config = Config.fromfile(tmp_path / 'mae.py')
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    assert model.backbone.init_cfg == model.decode_head.init_cfg
+    assert 'reg_token' not in model.backbone.state_dict() and model.backbone.arch == model.decode_head.arch
 
 
 def test_the_table_that_is_shown_is_the_logs():

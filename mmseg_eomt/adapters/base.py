@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
-from mmseg_eomt.weights.fit import fit_checkpoint
+from mmseg_eomt.weights.fit import fit_checkpoint, made_anew
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -32,7 +32,7 @@ def watch_loading(model: nn.Module) -> Iterator[set[str]]:
     def note(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             given = state_dict.get(f'{prefix}{name}')
-            if given is not None and given.shape == parameter.shape:
+            if given is not None and given.shape == parameter.shape and f'{prefix}{name}' not in made_anew(state_dict):
                 loaded.add(names[id(parameter)])
 
     handles = [module.register_load_state_dict_pre_hook(note) for module in model.modules()]
@@ -176,6 +176,8 @@ def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] 
             "model.init_cfg=dict(type='Pretrained', checkpoint='<the base>'), or load it and then use load_adapter."
         )
     whole = '' in own and own[''] != noted.get('')  # the base in one file that training did not name
+    if base['load_from'] and base['fingerprints'] and not whole and _is_all_of_it(model, base):
+        return
     if not whole:
         _fill_sources(model, own, noted)
     sources = pretrained_sources(model)
@@ -203,6 +205,15 @@ def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] 
             f'The adapters come without a word of their base, and {len(absent)} weights, such as {absent[0]}, are neither '
             f"with them nor in {', '.join(told)}: set model.init_cfg=dict(type='Pretrained', checkpoint='<the base>')."
         )
+
+
+def _is_all_of_it(model: nn.Module, base: dict[str, Any]) -> bool:
+    """Whether the noted ``load_from`` alone brings the base, so that ``init_cfg``'s download is not needed."""
+    try:
+        load_base(model, base['load_from'])
+    except OSError:  # told later, with what else was looked for
+        return False
+    return next(differing(named_weights(model), base), None) is None
 
 
 _CURE = (

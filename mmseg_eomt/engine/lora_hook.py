@@ -33,9 +33,7 @@ from mmseg_eomt.adapters.names import adapter_names, plain_name, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
-from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
 from mmseg_eomt.engine.random_state import RandomState
-from mmseg_eomt.models.eomt_head import EoMTHead
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
 TABLE = 'adapters.txt'  # in the work directory
@@ -274,11 +272,6 @@ class LoRAHook(Hook):
             for module in model.modules()
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
         ]
-        masked = any(any(module.mask_probs) for module in model.modules() if isinstance(module, EoMTHead))
-        if masked and not any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks):
-            runner.logger.warning(
-                'Masked attention stays on for the whole run; evaluation uses none. Add MaskAnnealingHook to custom_hooks.'
-            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Keep the statistics of frozen batch norms, and draw on where a resumed run stopped."""

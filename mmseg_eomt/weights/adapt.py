@@ -12,6 +12,7 @@ from mmseg_eomt.weights.read import OWN_KINDS, Pretrained
 from mmseg_eomt.weights.resize import grid_of, resize_patch_embed, resize_pos_embed
 from mmseg_eomt.weights.rules import StateDict
 
+NUMBER = 'a number'  # for values that weights do not tell
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 
 
@@ -68,6 +69,8 @@ def fit(found: Pretrained, target: Target, training: bool) -> tuple[StateDict, R
             names.
     """
     report = Report(target.name, f'{found.source} ({found.kind})')
+    if not found.is_eomt and not training:
+        raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
     check_arch(found, target)
     weights = dict(found.weights)
     fold_class_position(weights)
@@ -102,12 +105,12 @@ def check_arch(found: Pretrained, target: Target) -> None:
         ValueError: If they differ, with the field and, where there is one, the arch that fits.
     """
     arch, given = target.arch, described(found)
-    for name, value in given.items():
-        wanted = field_of(arch, name)
-        if value != wanted:
-            fitting = [known for known, a in ARCHS.items() if all(field_of(a, n) == v for n, v in given.items())]
-            cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch or checkpoint'
-            raise ValueError(f'{found.source} has {name}={value}, but arch asks for {wanted}: {cure}.')
+    differing = {name: (value, field_of(arch, name)) for name, value in given.items() if value != field_of(arch, name)}
+    if differing:
+        fitting = [known for known, a in ARCHS.items() if all(field_of(a, n) == v for n, v in given.items())]
+        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head, or checkpoint'
+        has, asked = (', '.join(f'{name}={pair[i]}' for name, pair in differing.items()) for i in (0, 1))
+        raise ValueError(f'{found.source} has {has}, but arch asks for {asked}: {cure}.')
     periods = found.weights.get(f'{UNUSED}rope_embed.periods')
     if periods is not None and arch.rope_theta is not None:
         number = arch.head_dims // 4
@@ -136,8 +139,8 @@ def described(found: Pretrained) -> dict[str, object]:
         num_layers=found.num_layers,
         mlp='swiglu' if is_gated(weights) else 'gelu',
         mlp_hidden_dims=weights['blocks.0.mlp.fc2.weight'].shape[1],
-        positions='learned' if 'pos_embed' in weights else 'rotary',
-        layer_scale='blocks.0.ls1.gamma' in weights,
+        rope_theta=None if 'pos_embed' in weights else NUMBER,
+        layer_scale_init=NUMBER if 'blocks.0.ls1.gamma' in weights else None,
         class_token='cls_token' in weights,
         pre_norm='norm_pre.weight' in weights,
     )
@@ -147,9 +150,8 @@ def field_of(arch: ViTArch, name: str) -> object:
     """What :func:`described` would tell of a checkpoint of an arch."""
     if name == 'mlp':
         return 'swiglu' if arch.mlp == 'swiglu' else 'gelu'  # other activations have the same weights
-    if name == 'positions':
-        return 'learned' if arch.rope_theta is None else 'rotary'
-    return arch.layer_scale_init is not None if name == 'layer_scale' else getattr(arch, name)
+    value = getattr(arch, name)
+    return NUMBER if name in ('rope_theta', 'layer_scale_init') and value is not None else value
 
 
 def fold_class_position(weights: StateDict) -> None:
@@ -210,8 +212,6 @@ def _fit_heads(found: Pretrained, weights: StateDict, target: Target, report: Re
     if 'query_embed.weight' not in own:
         return
     if not found.is_eomt:
-        if not training:
-            raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
         return
     given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
     if given != wanted:
@@ -235,7 +235,10 @@ def _fit_heads(found: Pretrained, weights: StateDict, target: Target, report: Re
     if joint is not None and joint != target.num_joint_blocks:
         problems.append(f'{joint} joint blocks, the model {target.num_joint_blocks}')
         report.adapted.append(f'joint blocks {joint} → {target.num_joint_blocks}')
-        del weights['attn_mask_probs']
+        if weights.pop('attn_mask_probs').any():
+            report.new.append('attn_mask_probs (masked attention is not annealed in the checkpoint)')
+        else:
+            weights['attn_mask_probs'] = torch.zeros(target.num_joint_blocks)
     if problems and not training:
         raise ValueError(
             f'{found.source} ({found.kind}) has {"; ".join(problems)}: to predict with it or to resume it, set '

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
-from mmseg_eomt.weights.adapt import described, field_of, fold_class_position
+from mmseg_eomt.weights.adapt import Target, check_arch, described, field_of, fold_class_position
 from mmseg_eomt.weights.eomt_formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
 from mmseg_eomt.weights.format import GRID, UNUSED
 from mmseg_eomt.weights.read import Pretrained, to_segmentor
@@ -32,8 +32,9 @@ def to_mmseg(found: Pretrained, meta: dict[str, Any]) -> dict[str, Any]:
     """
     weights = _weights_of(found)
     fold_class_position(weights)
-    if 'pos_embed' in weights:
-        weights.setdefault(GRID, torch.tensor(grid_of(weights['pos_embed'], None, (0, 0))))
+    grid = _grid(weights)
+    if grid is not None:
+        weights[GRID] = torch.tensor(grid)
     return dict(meta=meta, state_dict=to_segmentor(weights, len(weights['attn_mask_probs'])))
 
 
@@ -44,8 +45,6 @@ def to_eomt(found: Pretrained) -> StateDict:
         ValueError: If it is a ViT alone, or has weights that the implementation has no place for.
     """
     weights = _weights_of(found)
-    if 'pos_embed' in weights and len(set(grid_of(weights['pos_embed'], weights.get(GRID), (0, 0)))) > 1:
-        raise ValueError(f'{found.source} is for images that are not square, which the public implementation does not tell.')
     if 'pos_embed' in weights and 'reg_token' not in weights and 'cls_token' in weights:  # timm then has a place for it
         weights.setdefault('cls_pos_embed', torch.zeros_like(weights['cls_token']))
     out = (EOMT if 'pos_embed' in weights else EOMT_DINOV3).write(weights)
@@ -74,10 +73,11 @@ def to_hugging_face(
     weights = _weights_of(found)
     fold_class_position(weights)
     arch = arch or known_arch(found)
-    if arch.mlp in ('gelu_tanh', 'quick_gelu') or 'cls_token' not in weights:
+    check_arch(found, Target('the config', arch, {}))
+    if arch.mlp in ('gelu_tanh', 'quick_gelu') or not arch.class_token or arch.pre_norm:
         raise ValueError(
-            f'{found.source} has {f"mlp={arch.mlp!r}" if "cls_token" in weights else "no class token"}, and the EoMT of Hugging '
-            f'Face has GELU and a class token: it cannot be expressed there.'
+            f'{found.source} has mlp={arch.mlp!r}, class_token={arch.class_token} and pre_norm={arch.pre_norm}; the EoMT of '
+            f'Hugging Face has GELU, a class token and no norm before the blocks: it cannot be expressed there.'
         )
     patch_size, num_classes = weights['patch_embed.proj.weight'].shape[-1], len(weights['class_head.weight']) - 1
     labels = list(classes or (f'LABEL_{i}' for i in range(num_classes)))
@@ -132,12 +132,11 @@ def _fill_what_is_always_there(weights: StateDict, arch: ViTArch) -> None:
 
 
 def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[str, Any]:
-    places, noted = weights['pos_embed'].shape[1], weights.get(GRID)
-    rows, columns = grid_of(weights['pos_embed'], noted, (0, 0))
-    if rows != columns:
+    grid = _grid(weights)
+    if grid is None or grid[0] != grid[1]:
         raise ValueError(
-            f'The position embedding is for {rows}×{columns} of {places} patches, and the EoMT of Hugging Face takes square '
-            f'images alone: load the checkpoint with a square img_size first.'
+            f'The position embedding has {weights["pos_embed"].shape[1]} places, for images that are not square; Hugging '
+            f"Face's EoMT takes square ones alone: start a run from the checkpoint with a square img_size first."
         )
     ratio, dims = arch.mlp_hidden_dims / arch.embed_dims, arch.embed_dims
     gated = arch.mlp == 'swiglu'
@@ -146,7 +145,7 @@ def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[s
     if not ratios or ratios[0] != int(ratios[0]):
         raise ValueError(f'MLPs of {ratio:.3g} times the width cannot be expressed in the EoMT of Hugging Face.')
     return dict(
-        image_size=rows * patch_size,
+        image_size=grid[0] * patch_size,
         mlp_ratio=int(ratios[0]),
         use_swiglu_ffn=gated,
         model_type='eomt',
@@ -157,8 +156,8 @@ def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[s
 def _dinov3_config(found: Pretrained, weights: StateDict, arch: ViTArch, img_size: int | None) -> dict[str, Any]:
     if arch.mlp == 'swiglu':
         raise ValueError(
-            f'{found.source} has gated MLPs; the EoMT of Hugging Face on DINOv3 has one activation for gates and heads, where '
-            f"this model's are SiLU and GELU: it cannot be expressed there."
+            f'{found.source} has gated MLPs; the EoMT of Hugging Face on DINOv3 has one activation for gates and heads, '
+            f"where this model's are SiLU and GELU: it cannot be expressed there."
         )
     biases = 'blocks.0.attn.qkv.bias' in weights
     return dict(
@@ -172,6 +171,16 @@ def _dinov3_config(found: Pretrained, weights: StateDict, arch: ViTArch, img_siz
         model_type='eomt_dinov3',
         architectures=['EomtDinov3ForUniversalSegmentation'],
     )
+
+
+def _grid(weights: StateDict) -> tuple[int, int] | None:
+    """Rows and columns of a learned position embedding; None if there is none, or nothing tells."""
+    if 'pos_embed' not in weights:
+        return None
+    try:
+        return grid_of(weights['pos_embed'], weights.get(GRID), (0, 0))
+    except ValueError:
+        return None
 
 
 def _weights_of(found: Pretrained) -> StateDict:

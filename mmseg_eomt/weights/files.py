@@ -28,7 +28,13 @@ def read_file(path: Path, map_location: Any = None) -> Any:
         return _read_safetensors(path, map_location)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, KeyError, IndexError, AttributeError) as error:  # whatever bytes may ask for
+    except (
+        pickle.UnpicklingError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # bytes may ask for anything
         raise ValueError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError) as error:
         if is_whole(path) or isinstance(error, PermissionError):

@@ -32,7 +32,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     Raises:
         ValueError: If weights are missing or of another shape, with their names.
     """
-    if getattr(state_dict, '_metadata', {}).get(_FITTED):
+    if _FITTED in getattr(state_dict, '_metadata', {}):
         return state_dict
     backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
     given = tensors_of(state_dict)
@@ -49,6 +49,8 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
         state_dict = OrderedDict(given)
     adapted = tuner_layers(model) or any(is_adapter(name) for name in state_dict)
     foreign = not is_own(given) and recognise_part(given)[0] is not None
+    if not (adapted or foreign or given.keys() & model.state_dict().keys()):
+        understand(state_dict, source)  # tells what it has, and what is known
     if adapted or not (foreign or _differs(model, given)):
         check_parts(model, state_dict, training)
         return state_dict
@@ -66,9 +68,16 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
         fitted['backbone.pos_grid'] = backbone.pos_grid
     others = {} if foreign else state_dict
     fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
-    result = OrderedDict(fitted)
-    result._metadata = {_FITTED: True}  # survives on the way through a Runner
+    own = model.state_dict()
+    new = {name for name in own if name.startswith(('backbone.', 'decode_head.'))} - fitted.keys()
+    result = OrderedDict({**fitted, **{name: own[name] for name in new}})
+    result._metadata = {_FITTED: frozenset(new)}  # survives on the way through a Runner
     return result
+
+
+def made_anew(state_dict: StateDict) -> frozenset[str]:
+    """Names of the weights in a fitted state dict that are the model's own, since the checkpoint has none for them."""
+    return getattr(state_dict, '_metadata', {}).get(_FITTED) or frozenset()
 
 
 def _differs(model: nn.Module, given: StateDict) -> bool:

@@ -10,10 +10,14 @@ from mmseg_eomt.weights.files import NAMES, shards_of
 
 SCHEME = 'hf://'
 _URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/]+)/([^?]+)(?:\?.*)?')
+_PAGE = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/([^/?]+))?/?')
 
 
 def as_hub_name(url: str) -> str | None:
     """The ``hf://`` name of a file that a web address on the Hub names; None for other addresses."""
+    page = _PAGE.fullmatch(url)
+    if page:
+        return f'{SCHEME}{page.group(1)}' + (f'@{unquote(page.group(2))}' if page.group(2) else '')
     found = _URL.fullmatch(url)
     return f'{SCHEME}{found.group(1)}/{unquote(found.group(3))}@{unquote(found.group(2))}' if found else None
 
@@ -24,7 +28,7 @@ def parse(name: str) -> tuple[str, str | None, str | None]:
     Raises:
         ValueError: If it is of another form.
     """
-    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?', name)
+    found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?/?(?:@(.+))?', name)
     if found is None:
         raise ValueError(f'{name} is not of the form hf://owner/repo, hf://owner/repo/file or either with @revision behind.')
     return found.groups()
@@ -55,21 +59,21 @@ def download(name: str) -> Path:
             return path
         except errors.LocalEntryNotFoundError:
             local_only = True  # no network: what else is in the cache?
-        except errors.GatedRepoError as error:
+        except errors.GatedRepoError:
             raise PermissionError(
                 f'{name}: the owner of {repo} asks for an agreement. Accept it on https://huggingface.co/{repo}, then log '
                 f'in with "hf auth login", or set HF_TOKEN.'
-            ) from error
-        except errors.RepositoryNotFoundError as error:
+            ) from None
+        except errors.RepositoryNotFoundError:
             raise FileNotFoundError(
                 f'{name}: the Hub has no repository {repo}, or it is private: check the name, or run "hf auth login".'
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise FileNotFoundError(f'{name}: {repo} has no revision {revision}.') from error
+            ) from None
+        except errors.RevisionNotFoundError:
+            raise FileNotFoundError(f'{name}: {repo} has no revision {revision}.') from None
         except errors.EntryNotFoundError:
             continue
         except errors.HfHubHTTPError as error:
-            raise OSError(f'{name} could not be downloaded: {str(error).splitlines()[0]}') from error
+            raise OSError(f'{name} could not be downloaded: {str(error).splitlines()[0]}') from None
     wanted = file or f'any of {", ".join(NAMES)}'
     if local_only:
         raise FileNotFoundError(

@@ -65,8 +65,8 @@ def split_sum(name: str) -> tuple[str, str | None]:
     whole = Path(name).expanduser().exists()
     for place in [match.start() for match in re.finditer(r'\+', name)]:
         delta, base = name[:place], name[place + 1 :]
-        both = Path(delta).expanduser().exists() or delta.startswith(hub.SCHEME)
-        if re.match(r'(hf|https?)://', base) or (base and both and not whole and Path(base).expanduser().exists()):
+        both = base and not whole and Path(delta).expanduser().exists() and Path(base).expanduser().exists()
+        if both or re.match(r'(hf|https?)://', base) or delta.startswith(hub.SCHEME):
             return delta, base
     return name, None
 
@@ -84,9 +84,11 @@ def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
 
 def _as_checkpoint(loaded: Any, name: str) -> Any:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
-    if isinstance(loaded, dict) and 'state_dict' in loaded:
+    if not isinstance(loaded, dict):
+        raise ValueError(f'{name} holds a {type(loaded).__name__}, not weights by name: save a state dict.')
+    if 'state_dict' in loaded:
         loaded.setdefault('meta', {})
-    elif isinstance(loaded, dict):
+    else:
         weights = tensors_of(loaded)
         if is_own(weights) or recognise(weights) is not None:
             loaded = dict(state_dict=weights, meta={})
@@ -99,7 +101,11 @@ def _local_file(name: str) -> Path:
         return path
     path = (find_in_folder(path) or path) if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f'{name} is not there, or is neither a checkpoint nor a folder with one or with an adapter.')
+        on_hub = re.fullmatch(r'(?:hf:/*)?([\w.-]+/[\w.-]+)/?', name, re.I)
+        hint = f' A repository of the Hugging Face Hub is named hf://{on_hub.group(1)}.' if on_hub else ''
+        raise FileNotFoundError(
+            f'{name} is not there, or is neither a checkpoint nor a folder with one or with an adapter.{hint}'
+        )
     return path
 
 

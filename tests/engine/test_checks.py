@@ -26,14 +26,14 @@ def test_resuming_from_a_run_without_adapters_is_refused(small_config, base):
 @pytest.mark.parametrize('lora', [False, True], ids=['full', 'lora'])
 def test_a_vit_of_another_size_as_load_from_is_refused(small_config, tmp_path, lora):
     torch.save(reference('dinov2_release_to_16.pt')['release_state_dict'], tmp_path / 'dinov2.pth')
-    with pytest.raises(ValueError, match=r'dinov2.pth has embed_dims=48, but arch asks for 32'):
+    with pytest.raises(ValueError, match=r'dinov2.pth has embed_dims=48, .*but arch asks for embed_dims=32'):
         Runner.from_cfg(small_config(lora=lora, load_from=str(tmp_path / 'dinov2.pth'))).train()
 
 
 def test_a_model_of_another_width_is_refused(small_config, base):
     arch = dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=2)
     other = {f'model.{part}.arch': arch for part in ('backbone', 'decode_head')}
-    with pytest.raises(ValueError, match=r'iter_1.pth has embed_dims=32, but arch asks for 64'):
+    with pytest.raises(ValueError, match=r'iter_1.pth has embed_dims=32, .*but arch asks for embed_dims=64'):
         Runner.from_cfg(small_config(load_from=base, **other)).test()
 
 

@@ -9,10 +9,12 @@ from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_d
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmseg.apis import init_model
+from mmseg.registry import MODELS
 from safetensors.torch import save_file
 
 from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
 from mmseg_eomt.weights.read import from_segmentor
+from mmseg_eomt.weights.resize import resize_pos_embed
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
@@ -121,7 +123,10 @@ def test_training_starts_from_a_vit_in_load_from(small_config, tmp_path):
 def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small_config, base):
     changes = {f'model.{part}.num_joint_blocks': 3 for part in ('backbone', 'decode_head')}
     changes |= {'model.decode_head.num_classes': 5, 'model.decode_head.num_queries': 30, 'model.backbone.img_size': (96, 64)}
-    given = ours(start(small_config(load_from=base, **changes)))
+    config = small_config(load_from=base, **changes)
+    suffixes = dict(img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')
+    config.train_dataloader.dataset.update(type='BaseSegDataset', metainfo=dict(classes=tuple('abcde')), **suffixes)
+    given = ours(start(config))
 
     expected = from_segmentor(torch.load(base, weights_only=True)['state_dict'])
     for name in ('blocks.0.attn.qkv.weight', 'blocks.3.mlp.fc2.bias', 'norm.weight', 'upscale.1.conv1.weight'):
@@ -205,6 +210,108 @@ def test_public_weights_are_not_resumed(small_config, tmp_path, lora):
     config = small_config(lora=lora, load_from=path, resume=True)
     with pytest.raises(ValueError, match=r'public.bin holds no optimizer to resume: to start from it, leave out --resume'):
         Runner.from_cfg(config).train()
+
+
+def test_a_run_without_any_hook_of_the_plugin_is_checked_too(small_config, tmp_path, capfd):
+    path, _ = write(tmp_path, layout=dinov2_release, registers=4)
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=path)
+    for changes, message in (
+        ({'model.backbone.init_cfg': init_cfg}, 'init_cfg of backbone and decode_head must be equal'),
+        ({'model.backbone.num_joint_blocks': 1}, 'num_joint_blocks of backbone and decode_head must be equal'),
+        ({'model.decode_head.num_classes': 7}, '19 classes, but num_classes of decode_head is 7'),
+    ):
+        config = small_config(**changes)
+        config.custom_hooks = []
+        with pytest.raises(ValueError, match=message):
+            Runner.from_cfg(config).train()
+    config = small_config(max_iters=1)
+    config.custom_hooks = []
+    Runner.from_cfg(config).train()
+    log = ''.join(capfd.readouterr())
+    assert log.count('Neither init_cfg nor load_from names a checkpoint') == 1
+    assert log.count('Masked attention stays on for the whole run') == 1
+
+
+def test_masks_that_are_annealed_stay_off_with_another_split(small_config, tmp_path, capfd):
+    path, _ = write(tmp_path, joint=3)
+    config = small_config(max_iters=1, load_from=path)
+    config.custom_hooks = []
+    runner = Runner.from_cfg(config)
+    runner.train()
+    log = ''.join(capfd.readouterr())
+    assert runner.model.decode_head.mask_probs == (0.0, 0.0)
+    assert 'Masked attention' not in log and 'do not match exactly' not in log
+
+
+@pytest.mark.parametrize('grids', [((64, 64), (32, 128)), ((32, 64), (64, 32))])
+def test_positions_of_as_many_patches_in_another_shape_are_interpolated(small_config, tmp_path, grids):
+    """As many rows and columns in all, in another order: taken over as they are, they would be scrambled."""
+    given, wanted = grids
+    config = small_config(**{'model.backbone.img_size': given})
+    model = MODELS.build(config.model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'own.pth')
+    other = init_model(small_config(**{'model.backbone.img_size': wanted}), str(tmp_path / 'own.pth'), device='cpu')
+    sizes = [tuple(side // 16 for side in size) for size in grids]
+    expected = resize_pos_embed(model.backbone.pos_embed, *sizes)
+    assert torch.equal(other.backbone.pos_embed, expected)
+    assert not torch.allclose(expected, model.backbone.pos_embed, atol=1e-3)
+
+
+def test_a_run_is_not_resumed_with_another_size_of_images(small_config, base):
+    with pytest.raises(ValueError, match='another img_size than the run to resume'):
+        Runner.from_cfg(small_config(load_from=base, resume=True, max_iters=4, **{'model.backbone.img_size': 96})).train()
+
+
+@pytest.mark.parametrize('bare', [False, True])
+def test_an_own_state_dict_of_a_compiled_model_and_a_bare_one_are_loaded(small_config, base, tmp_path, bare):
+    weights = torch.load(base, weights_only=True)['state_dict']
+    torch.save(weights if bare else {f'_orig_mod.{name}': v for name, v in weights.items()}, tmp_path / 'own.pth')
+    model = init_model(small_config(), str(tmp_path / 'own.pth'), device='cpu')
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+RECT = {'model.backbone.img_size': (80, 160), 'model.backbone.num_register_tokens': 0}  # 5 × 10 = 1 + 7 × 7 places
+
+
+@pytest.mark.parametrize('changes', [ROTARY, RECT], ids=['rotary', 'rect'])
+def test_the_backbone_of_an_own_model_with_another_head_is_read_as_it_was_written(small_config, tmp_path, changes):
+    head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=19)
+    changes = {**changes, 'model.backbone.num_joint_blocks': 0, 'model.decode_head': head}
+    changes.pop('model.decode_head.arch', None)
+    model = MODELS.build(small_config(**changes).model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'fcn.pth')
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=str(tmp_path / 'fcn.pth'))
+    runner = start(small_config(**changes, **{'model.backbone.init_cfg': init_cfg}))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(runner.model.backbone.state_dict()[name], value), name
+
+
+def test_lora_finds_its_base_in_load_from_without_the_file_of_init_cfg(small_config, tmp_path):
+    path, _ = write(tmp_path, classes=133)
+    none = {f'model.{part}.init_cfg': None for part in ('backbone', 'decode_head')}
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=1, load_from=path, **none))
+    runner.train()
+    gone = dict(_delete_=True, type='Pretrained', checkpoint=str(tmp_path / 'not_downloaded.pth'))
+    changes = {f'model.{part}.init_cfg': gone for part in ('backbone', 'decode_head')}
+    tester = Runner.from_cfg(small_config(lora=True, load_from=f'{runner.work_dir}/iter_1.pth', name='test', **changes))
+    tester.test()
+    expected = runner.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in tester.model.state_dict().items())
+
+
+def test_an_eomt_fills_a_head_on_another_backbone(small_config, tmp_path):
+    path, content = write(tmp_path)
+    resnet = dict(_delete_=True, type='ResNetV1c', depth=18, norm_cfg=dict(type='BN'))
+    changes = {'model.backbone': resnet, 'model.decode_head.in_channels': 512, 'model.decode_head.patch_size': 16}
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=path)
+    runner = start(small_config(**changes, **{'model.decode_head.init_cfg': init_cfg}))
+    assert torch.equal(runner.model.decode_head.query_embed.weight, content['network.q.weight'])
+
+
+def test_a_file_of_another_kind_is_told_by_what_it_has(small_config, tmp_path):
+    torch.save({'vision_model.encoder.layers.0.fc1.weight': torch.zeros(2)}, tmp_path / 'clip.bin')
+    with pytest.raises(ValueError, match=r"in no format that is known here: it has \['vision_model"):
+        init_model(small_config(), str(tmp_path / 'clip.bin'), device='cpu')
 
 
 def test_a_model_that_is_no_whole_eomt_refuses_one_with_where_it_belongs(small_config, tmp_path):

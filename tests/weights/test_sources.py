@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from server import COMMIT, serve
 
 from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3
+from mmseg_eomt.weights.hub import as_hub_name
 from mmseg_eomt.weights.read import understand
 
 
@@ -142,6 +143,75 @@ def test_web_addresses_are_downloaded_once_and_not_mixed_up(weights, tmp_path, m
     assert_same(read(f'{address}/one/model.bin'), weights)  # the server is gone
 
 
+def test_addresses_that_differ_behind_the_question_mark_are_two_files(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    torch.save(weights, tmp_path / 'model.pth')
+    with serve(tmp_path) as (address, seen):
+        read(f'{address}/model.pth?id=1')
+        torch.save({name: value + 1 for name, value in weights.items()}, tmp_path / 'model.pth')
+        assert torch.equal(read(f'{address}/model.pth?id=2')['cls_token'], weights['cls_token'] + 1)
+        assert len(seen) == 2
+        with pytest.raises(ValueError, match='names no file'):
+            read(address)
+
+
+@pytest.mark.parametrize('wrong', ['cut', 'page'])
+def test_a_download_that_is_no_checkpoint_is_not_kept(weights, tmp_path, monkeypatch, wrong):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    path = tmp_path / 'model.pth'
+    torch.save(weights, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if wrong == 'cut' else b'<html>please log in</html>')
+    with serve(tmp_path) as (address, _):
+        with pytest.raises(ValueError, match=rf'What {address}/model.pth gave was not kept: it .*no (whole )?checkpoint'):
+            read(f'{address}/model.pth')
+        path.write_bytes(whole)
+        assert_same(read(f'{address}/model.pth'), weights)
+    assert [file.name for file in (tmp_path / 'cache').rglob('*') if file.is_file()] == ['model.pth']
+
+
+@pytest.mark.parametrize('content', ['this is not a checkpoint', 'epoch 1: loss 3', 'hello world', '{}', 'pk'])
+def test_text_is_no_checkpoint(tmp_path, content):
+    for name in ('text.pth', 'text.safetensors', 'model.safetensors.index.json'):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=rf'{re.escape(name)} (\([\d,]+ bytes\) )?is no (whole )?(checkpoint|index)'):
+            read(tmp_path / name)
+
+
+def test_a_file_without_names_is_refused(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / 'list.pth')
+    with pytest.raises(ValueError, match=r'list.pth holds a list, not weights by name'):
+        read(tmp_path / 'list.pth')
+
+
+@pytest.mark.parametrize(
+    ('name', 'told'),
+    [
+        ('tue-mps/some_eomt', 'is named hf://tue-mps/some_eomt'),
+        ('hf:/tue-mps/some_eomt/', 'is named hf://tue-mps/some_eomt'),
+        ('work_dirs/a/iter_1.pth', 'folder with one or with an adapter.$'),
+        ('hf://lab/delta+nowhere.pth', 'nowhere.pth is not there'),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told_what_it_lacks(name, told):
+    with pytest.raises(FileNotFoundError, match=told):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    ('url', 'name'),
+    [
+        ('https://huggingface.co/o/r', 'hf://o/r'),
+        ('https://huggingface.co/o/r/tree/v1', 'hf://o/r@v1'),
+        ('https://huggingface.co/o/r/resolve/main/sub/a%2Bb.bin?download=true', 'hf://o/r/sub/a+b.bin@main'),
+        ('https://huggingface.co/o/r/blob/refs%2Fpr%2F1/model.safetensors', 'hf://o/r/model.safetensors@refs/pr/1'),
+        ('https://example.com/o/r', None),
+    ],
+)
+def test_addresses_of_the_hub_are_read_through_it(url, name):
+    assert as_hub_name(url) == name
+
+
 @pytest.fixture
 def hub(weights, tmp_path):
     """A Hub of three repositories: a safetensors file, an older ``.bin`` under a folder too, and a gated one in parts."""
@@ -257,5 +327,7 @@ def test_a_delta_alone_and_with_a_wrong_base_is_refused_with_what_to_pass(delta,
     torch.save(whole, tmp_path / 'whole.bin')
     with pytest.raises(ValueError, match=r'whole.bin .* holds whole weights, not differences.*leave out \+'):
         read(f'{tmp_path}/whole.bin+{base_path}')
+    with pytest.raises(ValueError, match=r'whole.bin .* is an EoMT, not the ViT'):
+        read(f'{path}+{tmp_path}/whole.bin')
     torch.save(difference, tmp_path / 'a+b.bin')
     assert_same(read(tmp_path / 'a+b.bin'), difference)

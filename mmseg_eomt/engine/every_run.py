@@ -1,0 +1,45 @@
+"""Checks of EoMT models in every Runner, whichever hooks its config has."""
+
+import functools
+
+from mmengine.runner import Runner
+
+from mmseg_eomt.adapters.base import pretrained_sources
+from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.engine.checks import prepare_run, segmentor_of
+from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
+
+
+def check_every_run() -> None:
+    """Let a Runner look at its EoMT model before it runs and before it trains; a second call changes nothing.
+
+    The plugin's hooks check too, but a config without any of them is a valid one.
+    """
+    call = Runner.call_hook
+    if hasattr(call, '__wrapped__'):
+        return
+
+    @functools.wraps(call)
+    def call_hook(self: Runner, fn_name: str, **kwargs) -> None:
+        if fn_name in ('before_run', 'before_train'):
+            modules = list(segmentor_of(self).modules())
+            if any(isinstance(module, (EoMTViT, EoMTHead)) for module in modules):
+                (prepare_run if fn_name == 'before_run' else warn_of_the_start)(self)
+        call(self, fn_name, **kwargs)
+
+    Runner.call_hook = call_hook
+
+
+def warn_of_the_start(runner: Runner) -> None:
+    """Say what a run from random weights, or one whose masks nobody anneals, would find out too late."""
+    model = segmentor_of(runner)
+    heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
+    annealed = any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks)
+    if any(any(head.mask_probs) for head in heads) and not annealed:
+        runner.logger.warning(
+            'Masked attention stays on for the whole run; evaluation uses none. Add MaskAnnealingHook to custom_hooks.'
+        )
+    if not (runner._load_from or runner._resume or pretrained_sources(model) or tuner_layers(model)):
+        runner.logger.warning('Neither init_cfg nor load_from names a checkpoint: the model starts from random weights.')
