@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
-from mmseg_eomt.weights.fit import fit_checkpoint, made_anew
+from mmseg_eomt.weights.fit import fit_checkpoint
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -32,7 +32,9 @@ def watch_loading(model: nn.Module) -> Iterator[set[str]]:
     def note(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             given = state_dict.get(f'{prefix}{name}')
-            if given is not None and given.shape == parameter.shape and f'{prefix}{name}' not in made_anew(state_dict):
+            if given is None or given.shape != parameter.shape:
+                continue
+            if given.data_ptr() != parameter.data_ptr():  # not its own value, for what a checkpoint has not
                 loaded.add(names[id(parameter)])
 
     handles = [module.register_load_state_dict_pre_hook(note) for module in model.modules()]

@@ -79,7 +79,9 @@ def left_out(model: nn.Module, base: dict[str, Any]) -> set[str]:
         and not (changed and '.base_layer.' in name)
     }
     quantized = tuple(f'{name}.' for name in quantized_layers(model) if f'{name}.weight' in names)
-    return names | {name for name in model.state_dict() if name.startswith(quantized)}  # with their scales
+    own = model.state_dict()
+    grids = {f'{name[:-5]}grid' for name in names if name.endswith('pos_embed')} & own.keys()
+    return names | grids | {name for name in own if name.startswith(quantized)}  # with their scales
 
 
 def check_note(given: dict[str, Any], config: 'PeftConfig | None', source: str) -> None:

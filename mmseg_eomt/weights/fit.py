@@ -68,16 +68,11 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
         fitted['backbone.pos_grid'] = backbone.pos_grid
     others = {} if foreign else state_dict
     fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
-    own = model.state_dict()
-    new = {name for name in own if name.startswith(('backbone.', 'decode_head.'))} - fitted.keys()
-    result = OrderedDict({**fitted, **{name: own[name] for name in new}})
-    result._metadata = {_FITTED: frozenset(new)}  # survives on the way through a Runner
+    # what is newly made stays as it is: mmengine would call it missing
+    own = {name: v for name, v in model.state_dict().items() if name.startswith(('backbone.', 'decode_head.'))}
+    result = OrderedDict({**own, **fitted})
+    result._metadata = {_FITTED: True}  # survives on the way through a Runner
     return result
-
-
-def made_anew(state_dict: StateDict) -> frozenset[str]:
-    """Names of the weights in a fitted state dict that are the model's own, since the checkpoint has none for them."""
-    return getattr(state_dict, '_metadata', {}).get(_FITTED) or frozenset()
 
 
 def _differs(model: nn.Module, given: StateDict) -> bool:

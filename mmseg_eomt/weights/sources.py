@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmseg_eomt.adapters.files import is_folder, read_folder
 from mmseg_eomt.adapters.loading import tagged
+from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
 from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
@@ -90,7 +91,8 @@ def _as_checkpoint(loaded: Any, name: str) -> Any:
         loaded.setdefault('meta', {})
     else:
         weights = tensors_of(loaded)
-        if is_own(weights) or recognise(weights) is not None:
+        adapted = any(is_adapter(weight) for weight in weights)
+        if not adapted and (is_own(weights) or recognise(weights) is not None):
             loaded = dict(state_dict=weights, meta={})
     return tagged(loaded, name)
 

@@ -160,6 +160,8 @@ def test_a_weighted_merge_adds_each_change_by_its_factor(segmentor, image, tmp_p
     mixed = both.state_dict()
     assert mixed.keys() == base.keys()
     for key, value in mixed.items():
+        if not value.is_floating_point():
+            continue
         expected = base[key] + 0.25 * changes['day'][key] + 0.75 * changes['dusk'][key]
         assert torch.allclose(value, expected, atol=1e-5), key
     assert not adapter_names(both)

@@ -168,9 +168,14 @@ def test_a_plain_checkpoint_of_another_image_size_brings_its_position_embedding(
 
     expected = resize_pos_embed(small.backbone.pos_embed, (4, 4), (8, 8))
     assert torch.equal(large.backbone.pos_embed, expected)
-    torch.save(segmentor(img_size=(64, 96)).state_dict(), tmp_path / 'wide.pth')
-    with pytest.raises(RuntimeError, match='24 patches, no square'):
-        load_checkpoint(large, str(tmp_path / 'wide.pth'))
+    wide = segmentor(img_size=(64, 96))
+    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
+    load_checkpoint(large, str(tmp_path / 'wide.pth'))
+    assert torch.equal(large.backbone.pos_embed, resize_pos_embed(wide.backbone.pos_embed, (4, 6), (8, 8)))
+    older = {name: value for name, value in wide.state_dict().items() if name != 'backbone.pos_grid'}
+    torch.save(older, tmp_path / 'older.pth')
+    with pytest.raises(ValueError, match='24 patches, no square'):
+        load_checkpoint(large, str(tmp_path / 'older.pth'))
 
 
 def test_layers_in_modules_that_are_trained_whole_are_not_adapted():

@@ -131,6 +131,57 @@ def test_their_vits_tokens_are_ours(kind, size):
     assert relative_error(given, expected) < TOLERANCE
 
 
+def as_timm(weights: dict, names: dict[str, str], block: str, layers: dict[str, str], qkv: str) -> dict:
+    """A vision tower of transformers under timm's names, the position embedding batched."""
+    out = {}
+    for theirs, ours in names.items():
+        for suffix in ('', '.weight', '.bias'):
+            if f'{theirs}{suffix}' in weights:
+                out[f'{ours}{suffix}'] = weights[f'{theirs}{suffix}']
+    for i in range(LAYERS):
+        for kind in ('weight', 'bias'):
+            parts = [weights[f'{block}.{i}.{qkv}.{part}_proj.{kind}'] for part in 'qkv']
+            out[f'blocks.{i}.attn.qkv.{kind}'] = torch.cat(parts)
+            for theirs, ours in layers.items():
+                out[f'blocks.{i}.{ours}.{kind}'] = weights[f'{block}.{i}.{theirs}.{kind}']
+    return out
+
+
+@pytest.mark.parametrize(
+    ('family', 'arch'),
+    [
+        ('CLIP', dict(mlp='quick_gelu', norm_eps=1e-5, pre_norm=True)),
+        ('Siglip', dict(mlp='gelu_tanh', norm_eps=1e-6, class_token=False)),
+    ],
+)
+def test_image_towers_compute_what_their_publishers_do(family, arch):
+    config = dict(hidden_size=48, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=64, patch_size=16)
+    config = getattr(transformers, f'{family}VisionConfig')(**config, intermediate_size=192)
+    model = getattr(transformers, f'{family}VisionModel')(config).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    weights = {name.removeprefix('vision_model.'): value for name, value in model.state_dict().items()}
+    names = {'embeddings.patch_embedding': 'patch_embed.proj', 'post_layernorm': 'norm', 'pre_layrnorm': 'norm_pre'}
+    layers = {'self_attn.out_proj': 'attn.proj', 'layer_norm1': 'norm1', 'layer_norm2': 'norm2'}
+    layers |= {'mlp.fc1': 'mlp.fc1', 'mlp.fc2': 'mlp.fc2'}
+    content = as_timm(weights, names, 'encoder.layers', layers, 'self_attn')
+    content['pos_embed'] = weights['embeddings.position_embedding.weight'][None]
+    if family == 'CLIP':
+        content['cls_token'] = weights['embeddings.class_embedding'].view(1, 1, -1)
+    vit = EoMTViT(dict(ARCH, layer_scale_init=None, **arch), 64, num_register_tokens=0, num_joint_blocks=0).eval()
+
+    found = understand(content, 'theirs')
+    filled, _ = fit(found, Target('ours', vit.arch, part_of_vit(vit), vit.grid_size), training=True)
+    vit.load_state_dict(filled, strict=False)
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens = model(image).last_hidden_state  # CLIP's are not normalised yet, but for the class token's output
+        expected = vit.norm(tokens[:, 1:]) if family == 'CLIP' else tokens
+        given = vit(image)[0].flatten(2).transpose(1, 2)
+    assert found.kind == 'plain ViT of timm'
+    assert relative_error(given, expected) < TOLERANCE
+
+
 def test_a_gated_eomt_on_dinov3_is_refused():
     config = transformers.EomtDinov3Config(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64, num_blocks=1, use_gated_mlp=True
