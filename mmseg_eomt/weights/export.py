@@ -46,6 +46,12 @@ def to_eomt(found: Pretrained) -> StateDict:
     """
     weights = _weights_of(found)
     if 'pos_embed' in weights and 'reg_token' not in weights and 'cls_token' in weights:  # timm then has a place for it
+        grid = _grid(weights)
+        if grid is None or grid[0] != grid[1]:
+            raise ValueError(
+                f'{found.source} has no registers and is not for square images: which of its positions is the class '
+                f"token's could not be told in the public format."
+            )
         weights.setdefault('cls_pos_embed', torch.zeros_like(weights['cls_token']))
     out = (EOMT if 'pos_embed' in weights else EOMT_DINOV3).write(weights)
     for name, values in IMAGENET.items():

@@ -9,11 +9,11 @@ from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_d
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmseg.apis import init_model
-from mmseg.registry import MODELS
 from safetensors.torch import save_file
 
 from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
-from mmseg_eomt.weights.read import from_segmentor
+from mmseg_eomt.weights.export import to_eomt
+from mmseg_eomt.weights.read import from_segmentor, understand
 from mmseg_eomt.weights.resize import resize_pos_embed
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
@@ -248,7 +248,7 @@ def test_positions_of_as_many_patches_in_another_shape_are_interpolated(small_co
     """As many rows and columns in all, in another order: taken over as they are, they would be scrambled."""
     given, wanted = grids
     config = small_config(**{'model.backbone.img_size': given})
-    model = MODELS.build(config.model)
+    model = init_model(config, device='cpu')
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'own.pth')
     other = init_model(small_config(**{'model.backbone.img_size': wanted}), str(tmp_path / 'own.pth'), device='cpu')
     sizes = [tuple(side // 16 for side in size) for size in grids]
@@ -278,12 +278,26 @@ def test_the_backbone_of_an_own_model_with_another_head_is_read_as_it_was_writte
     head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=19)
     changes = {**changes, 'model.backbone.num_joint_blocks': 0, 'model.decode_head': head}
     changes.pop('model.decode_head.arch', None)
-    model = MODELS.build(small_config(**changes).model)
+    model = init_model(small_config(**changes), device='cpu')
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'fcn.pth')
     init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=str(tmp_path / 'fcn.pth'))
     runner = start(small_config(**changes, **{'model.backbone.init_cfg': init_cfg}))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(runner.model.backbone.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(('img_size', 'square'), [((64, 64), True), ((32, 64), False)])
+def test_without_registers_a_square_model_alone_goes_to_the_public_format(small_config, tmp_path, img_size, square):
+    sizes = {'model.backbone.img_size': img_size, 'model.backbone.num_register_tokens': 0}
+    model = init_model(small_config(**sizes), device='cpu')
+    found = understand(model.state_dict(), 'ours')
+    if not square:
+        with pytest.raises(ValueError, match='no registers and is not for square images'):
+            to_eomt(found)
+        return
+    torch.save(to_eomt(found), tmp_path / 'public.bin')
+    again = init_model(small_config(**sizes), str(tmp_path / 'public.bin'), device='cpu')
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_lora_finds_its_base_in_load_from_without_the_file_of_init_cfg(small_config, tmp_path):
