@@ -10,7 +10,8 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import get_arch
-from mmseg_eomt.models.layers import init_vit_linears
+from mmseg_eomt.models.assembly import pixel_scores
+from mmseg_eomt.models.layers import init_vit_linears, recomputed
 from mmseg_eomt.models.losses import MaskClassificationLoss
 from mmseg_eomt.models.mask_module import mask_head, mask_logits, upscale
 from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
@@ -46,6 +47,10 @@ class EoMTHead(BaseModule):
         dice_weight: Weight of the dice loss and cost. Default: 5.0.
         no_object_weight: Weight of "no object" in the class loss. Default: 0.1.
         ignore_index: Label id that is not trained on. Default: 255.
+        query_tolerance: In evaluation, queries whose best class has a lower probability are left out of the class scores,
+            which changes none by more than Q · ``query_tolerance``: :func:`.assembly.pixel_scores`. Default: 0.
+        with_cp: Whether training computes the joint blocks and predictions again in the backward pass, and holds but what
+            goes in. Default: False.
         align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads the last blocks and the final norm from the file that the
             backbone reads, and from an EoMT's the queries and heads too. None starts from random weights. Default: None.
@@ -73,6 +78,8 @@ class EoMTHead(BaseModule):
         dice_weight: float = 5.0,
         no_object_weight: float = 0.1,
         ignore_index: int = 255,
+        query_tolerance: float = 0.0,
+        with_cp: bool = False,
         align_corners: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -95,6 +102,8 @@ class EoMTHead(BaseModule):
         self.num_joint_blocks = num_joint_blocks
         self.patch_size = patch_size
         self.ignore_index = ignore_index
+        self.query_tolerance = query_tolerance
+        self.with_cp = with_cp
         self.align_corners = align_corners
 
         self.in_channels = in_channels or dims
@@ -169,11 +178,11 @@ class EoMTHead(BaseModule):
         for block, prob in zip(self.blocks, self.mask_probs):
             query_mask = None
             if self.training:
-                predictions.append(self._predict_layer(x, grid))
+                predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
                 if prob > 0:
                     query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
-            x = block(x, query_mask, rope)
-        predictions.append(self._predict_layer(x, grid))
+            x = recomputed(self.with_cp, block, x, query_mask, rope)
+        predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
 
@@ -203,7 +212,7 @@ class EoMTHead(BaseModule):
         x = self.norm(x)
         queries = x[:, : self.num_queries]
         patches = x[:, -grid[0] * grid[1] :].unflatten(1, grid)
-        return mask_logits(self.mask_head(queries), self.upscale(patches)), self.class_head(queries)
+        return mask_logits(self.mask_head(queries), patches, self.upscale), self.class_head(queries)
 
     @torch.no_grad()
     def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float) -> Tensor:
@@ -264,12 +273,7 @@ class EoMTHead(BaseModule):
         if not isinstance(size, torch.Size):  # a torch.Size is a sliding window's
             size = meta.get('pad_shape', size)[:2]
         padded = self._size_on_grid(size, self._map_size(feats))
-        probabilities = classes.softmax(-1)[..., :-1]
-        scores = []
-        for mask, probability in zip(masks, probabilities):  # one image at a time: Q full-size maps are large
-            mask = F.interpolate(mask[None], padded, mode='bilinear')[0, :, : size[0], : size[1]]
-            scores.append(torch.einsum('qhw,qk->khw', mask.sigmoid(), probability))
-        return torch.stack(scores)
+        return pixel_scores(masks, classes, padded, size, self.query_tolerance)
 
     def _map_size(self, feats: Features) -> tuple[int, int]:
         feature = feats[self.in_index]

@@ -7,7 +7,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import get_arch
-from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears
+from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears, recomputed
 from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
 from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
 from mmseg_eomt.weights.resize import grid_of, resize_pos_embed
@@ -30,6 +30,8 @@ class EoMTViT(BaseModule):
         num_joint_blocks: Last blocks that run in the head, together with the queries. Default: 4.
         out_indices: Blocks whose tokens are returned as maps, negative ones counted from the backbone's last.
             Default: (-1,).
+        with_cp: Whether training computes the blocks again in the backward pass, and holds but what goes in.
+            Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads a public ViT or EoMT (path, URL or ``hf://owner/repo``,
             any of the formats of :mod:`mmseg_eomt.weights`) and fits names, patch size and grid. None starts from random
             weights. Default: None.
@@ -55,6 +57,7 @@ class EoMTViT(BaseModule):
         num_register_tokens: int = 4,
         num_joint_blocks: int = 4,
         out_indices: tuple[int, ...] = (-1,),
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -71,6 +74,7 @@ class EoMTViT(BaseModule):
         self.patch_size = patch_size
         self.grid_size = (-(-height // patch_size), -(-width // patch_size))
         self.num_joint_blocks = num_joint_blocks
+        self.with_cp = with_cp
         self.out_indices = tuple(sorted(i % num_blocks for i in out_indices))
 
         dims, norm_eps = self.arch.embed_dims, self.arch.norm_eps
@@ -129,7 +133,7 @@ class EoMTViT(BaseModule):
         last = len(self.blocks) - 1
         outs: list[Tensor | list[Tensor]] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, None, block_rope)
+            x = recomputed(self.with_cp, block, x, None, block_rope)
             if i not in self.out_indices:
                 continue
             tokens = self.norm(x) if i == last else x

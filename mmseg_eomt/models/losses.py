@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from mmseg_eomt.models.matching import assign, pairwise_costs
 from mmseg_eomt.models.targets import SemanticTargets, sample_maps
 
+MAPS_AT_ONCE = 16  # whose candidate points are held
+
 
 class MaskClassificationLoss(nn.Module):
     """Hungarian matching, then class cross entropy, mask cross entropy and dice, for every supervised layer.
@@ -165,9 +167,11 @@ class MaskClassificationLoss(nn.Module):
         """Points (N, P, 2) in the image, most of them where the logits of the maps (N, h, w) are nearest 0."""
         num_candidates = int(self.num_points * self.oversample_ratio)
         num_uncertain = int(self.num_points * self.importance_sample_ratio)
-        candidates = torch.rand(len(maps), num_candidates, 2, device=maps.device)
-        certainty = sample_maps(maps[:, None], candidates * scale).squeeze(1).abs()
-        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        uncertain = []
+        for some in maps.split(MAPS_AT_ONCE):
+            candidates = torch.rand(len(some), num_candidates, 2, device=maps.device)
+            certainty = sample_maps(some[:, None], candidates * scale).squeeze(1).abs()
+            chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+            uncertain.append(candidates.gather(1, chosen[..., None].expand(-1, -1, 2)))
         spread = torch.rand(len(maps), self.num_points - num_uncertain, 2, device=maps.device)
-        return torch.cat((uncertain, spread), dim=1)
+        return torch.cat((torch.cat(uncertain), spread), dim=1)

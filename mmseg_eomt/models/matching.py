@@ -1,11 +1,18 @@
 """One-to-one matching of queries and target masks."""
 
+import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmseg_eomt.models.targets import SemanticTargets
+
+PARALLEL_FROM = 2**20  # costs; fewer are solved sooner than threads are woken
 
 
 def pairwise_costs(
@@ -57,23 +64,26 @@ def assign(costs: Tensor, targets: SemanticTargets) -> Tensor:
     Raises:
         ValueError: If a label map holds an id that is neither a class nor ignored.
     """
-    device = costs.device
-    flat = torch.cat((costs.flatten(), targets.present.flatten().to(costs), targets.num_invalid.to(costs)[None])).cpu()
+    present, num_costs = targets.present, costs.numel()
+    # all that the CPU has to know, in one transfer: each waits for the device
+    flat = torch.cat((costs.flatten(), present.flatten().to(costs), targets.num_invalid.to(costs)[None])).cpu().numpy()
     if flat[-1]:
         raise ValueError(
             f'{int(flat[-1])} pixels of gt_sem_seg hold an id that is neither below num_classes={targets.num_classes} nor '
             f'ignore_index: check num_classes of the head, the dataset and its reduce_zero_label against the label files.'
         )
-    present = flat[costs.numel() : -1].view(targets.present.shape).bool()
-    matrices = flat[: costs.numel()].view(costs.shape)
-    largest = torch.finfo(matrices.dtype).max
-    matrices = matrices.nan_to_num(largest, largest, largest)
-    matches = []
-    for layer in matrices:
-        rows = []
-        for image, matrix in enumerate(layer):
-            classes = present[image].nonzero().squeeze(1)
-            query, target = map(torch.as_tensor, linear_sum_assignment(matrix[:, classes]))
-            rows.append(torch.stack((torch.full_like(query, image), query, classes[target]), dim=1))
-        matches.append(torch.cat(rows))
-    return torch.stack(matches).to(device)
+    largest = np.finfo(flat.dtype).max
+    matrices = np.nan_to_num(flat[:num_costs], nan=largest, posinf=largest, neginf=largest).reshape(costs.shape)
+    classes = [row.nonzero()[0] for row in flat[num_costs:-1].reshape(present.shape)]
+    solve = _pool().map if num_costs >= PARALLEL_FROM else map
+    pairs = solve(linear_sum_assignment, (layer[i][:, classes[i]] for layer in matrices for i in range(len(classes))))
+    matches = [
+        np.stack((np.full_like(query, image), query, classes[image][target]), axis=1)
+        for (query, target), image in zip(pairs, itertools.cycle(range(len(classes))))
+    ]
+    return torch.from_numpy(np.concatenate(matches)).view(len(matrices), -1, 3).to(costs.device)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor()

@@ -1,0 +1,78 @@
+"""What saves time and memory in the mask module gives the numbers of the module as it is written."""
+
+import pytest
+import torch
+from conftest import relative_error
+from torch import nn
+
+from mmseg_eomt.models import mask_module
+from mmseg_eomt.models.mask_module import mask_logits, upscale
+
+PRECISE = 1e-5
+
+
+def as_written(queries: torch.Tensor, patches: torch.Tensor, blocks: nn.Sequential) -> torch.Tensor:
+    return torch.einsum('bqc,bhwc->bqhw', queries, blocks(patches))
+
+
+def gradients(function, inputs: tuple, blocks: nn.Sequential) -> dict[str, torch.Tensor]:
+    logits = function(*inputs, blocks)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    tensors = dict(blocks.named_parameters(), queries=inputs[0], patches=inputs[1])
+    grads = torch.autograd.grad((logits * weights).sum(), list(tensors.values()))
+    return dict(zip(tensors, grads), logits=logits)
+
+
+def example(rows: int = 7) -> tuple[tuple[torch.Tensor, torch.Tensor], nn.Sequential]:
+    blocks = upscale(16, 16)
+    return (torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, rows, 6, 16, requires_grad=True)), blocks
+
+
+@pytest.mark.parametrize('rows_at_once', [1, 3, 7])
+def test_logits_and_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypatch):
+    monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS_TRAINING', rows_at_once * 6 * 16 * 16)
+    inputs, blocks = example()
+    expected = gradients(as_written, inputs, blocks)
+    given = gradients(mask_logits, inputs, blocks)
+    assert given.keys() == expected.keys()
+    for name, value in expected.items():
+        assert relative_error(given[name], value) < PRECISE, name
+
+
+@pytest.mark.parametrize('rows_at_once', [1, 3, 7])
+@torch.no_grad()
+def test_logits_without_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypatch):
+    monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS', rows_at_once * 6 * 16 * 16)
+    inputs, blocks = example()
+    assert relative_error(mask_logits(*inputs, blocks), as_written(*inputs, blocks)) < PRECISE
+
+
+def test_half_as_much_is_kept_for_the_backward_pass():
+    def kept(function) -> int:
+        sizes = {}
+        inputs, blocks = example()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+            logits = function(*inputs, blocks)
+        return sum(sizes.values()) if logits.requires_grad else 0
+
+    assert 0 < kept(mask_logits) < 0.6 * kept(as_written)
+
+
+def test_a_layer_that_was_wrapped_is_not_passed_by():
+    class Doubled(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x) + 1
+
+    inputs, blocks = example()
+    blocks[1].conv2.__class__ = Doubled
+    assert relative_error(mask_logits(*inputs, blocks), as_written(*inputs, blocks)) < PRECISE
+
+
+def test_the_lower_precision_of_autocast_is_kept():
+    inputs, blocks = example()
+    expected = gradients(as_written, inputs, blocks)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        given = gradients(mask_logits, inputs, blocks)
+    assert given['logits'].dtype == torch.bfloat16
+    for name, value in expected.items():
+        assert relative_error(given[name].float(), value) < 0.05, name
