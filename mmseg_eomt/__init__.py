@@ -5,7 +5,13 @@ from mmseg_eomt import compat
 compat.apply()
 
 from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
-from mmseg_eomt.engine import LoRAHook, MaskAnnealingHook  # noqa: E402
+from mmseg_eomt.data import EoMTColorJitter  # noqa: E402
+from mmseg_eomt.engine import (  # noqa: E402
+    EoMTOptimWrapperConstructor,
+    LoRAHook,
+    MaskAnnealingHook,
+    TwoWarmupsPolyLR,
+)
 from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
@@ -15,4 +21,13 @@ load_adapters_or_refuse()
 check_every_run()
 
 __version__ = '0.1.0'
-__all__ = ['EoMTHead', 'EoMTViT', 'LoRAHook', 'MaskAnnealingHook', '__version__']
+__all__ = [
+    'EoMTColorJitter',
+    'EoMTHead',
+    'EoMTOptimWrapperConstructor',
+    'EoMTViT',
+    'LoRAHook',
+    'MaskAnnealingHook',
+    'TwoWarmupsPolyLR',
+    '__version__',
+]
