@@ -12,4 +12,4 @@ model = dict(
     decode_head=dict(num_classes=150),
     test_cfg=dict(crop_size=crop_size, stride=crop_size),
 )
-default_hooks = dict(checkpoint=dict(interval=15000))
+default_hooks = dict(checkpoint=dict(interval=15168))

@@ -2,6 +2,6 @@
 _base_ = [
     '_base_/eomt_vit-l.py',
     '_base_/cityscapes_640.py',
-    '_base_/schedule_50e.py',
+    '_base_/schedule_cityscapes_107e.py',
     '_base_/runtime.py',
 ]

@@ -2,7 +2,7 @@
 _base_ = [
     '_base_/eomt_vit-l.py',
     '_base_/cityscapes_1024.py',
-    '_base_/schedule_50e.py',
+    '_base_/schedule_cityscapes_107e.py',
     '_base_/runtime.py',
 ]
 crop_size = (1024, 1024)

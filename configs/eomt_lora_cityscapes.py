@@ -1,6 +1,4 @@
-# EoMT, DINOv2 ViT-L, Cityscapes, LoRA adapters in the attention layers and the head's new parts trained.
+# LoRA on eomt_cityscapes.py: adapters and the head's new parts train, all at one rate.
 _base_ = 'eomt_cityscapes.py'
-custom_hooks = [
-    dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05),
-    dict(type='MaskAnnealingHook'),
-]
+custom_hooks = [dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05), dict(type='MaskAnnealingHook')]
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=1.0))

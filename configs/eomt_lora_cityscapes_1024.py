@@ -1,6 +1,4 @@
-# As eomt_lora_cityscapes.py, with 1024×1024 crops of full-size images.
+# LoRA on eomt_cityscapes_1024.py: adapters and the head's new parts train, all at one rate.
 _base_ = 'eomt_cityscapes_1024.py'
-custom_hooks = [
-    dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05),
-    dict(type='MaskAnnealingHook'),
-]
+custom_hooks = [dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05), dict(type='MaskAnnealingHook')]
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=1.0))

@@ -1,5 +1,7 @@
 """Every config builds what it says."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from conftest import ROOT, SMALL_ARCH
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmseg.registry import HOOKS, MODELS
+from mmseg.registry import HOOKS, MODELS, TRANSFORMS
 from mmseg.utils import register_all_modules
 
 from mmseg_eomt.adapters.inject import match_targets
@@ -53,6 +55,7 @@ def test_the_ade20k_recipe_trains_and_evaluates_on_data_in_its_layout(tmp_path):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=1)
         loader.dataset.data_root = str(tmp_path)
+    config.param_scheduler[0].warmup_steps = (0, 0)
     config.merge_from_dict({'train_cfg.max_iters': 1, 'work_dir': str(tmp_path / 'run'), 'experiment_name': 'ade20k'})
 
     runner = Runner.from_cfg(config)
@@ -62,18 +65,82 @@ def test_the_ade20k_recipe_trains_and_evaluates_on_data_in_its_layout(tmp_path):
     assert runner.message_hub.get_scalar('val/mIoU').current() >= 0
 
 
-def test_the_cityscapes_recipes_have_the_stated_numbers():
-    lora, full, large = (
-        Config.fromfile(ROOT / 'configs' / f'eomt_{name}.py')
-        for name in ('lora_cityscapes', 'cityscapes', 'lora_cityscapes_1024')
-    )
-    for config in (lora, full, large):
-        assert config.model.backbone.arch == config.model.decode_head.arch == 'large'
-        assert config.model.decode_head.num_classes == 19
-        assert config.optim_wrapper.optimizer.lr == 1e-4
-        assert config.train_dataloader.batch_size == 4
-        assert config.train_cfg.max_iters == 50 * -(-2975 // 4)
-        assert config.model.backbone.init_cfg.checkpoint.endswith('dinov2_vitl14_reg4_pretrain.pth')
-    assert lora.model == full.model
-    assert tuple(large.model.backbone.img_size) == (1024, 1024)
-    assert tuple(large.train_dataloader.dataset.pipeline[3].crop_size) == (1024, 1024)
+RECIPES = [name for name in CONFIGS if 'tiny' not in name and 'demo' not in name]
+VITS = {
+    '2-s': ('small', 3, 'dinov2_vits14_reg4'),
+    '2-b': ('base', 3, 'dinov2_vitb14_reg4'),
+    '2-l': ('large', 4, 'dinov2_vitl14_reg4'),
+    '3-s': ('dinov3_small', 3, 'dinov3-vits16'),
+    '3-b': ('dinov3_base', 3, 'dinov3-vitb16'),
+    '3-l': ('dinov3_large', 4, 'dinov3-vitl16'),
+}
+STEPS = {'cityscapes': 107 * -(-2975 // 16), 'ade20k': 31 * -(-20210 // 16)}  # epochs times batches of 16
+
+
+def test_every_vit_has_its_recipe_for_every_dataset_with_and_without_lora():
+    assert len(RECIPES) == len(VITS) * 3 * 2
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_recipe_has_the_published_numbers(name):
+    config = Config.fromfile(ROOT / 'configs' / name)
+    family, size = re.search(r'dinov(\d)-(\w)_', name).groups() if 'dinov' in name else ('2', 'l')
+    arch, joint, weights = VITS[f'{family}-{size}']
+    data = 'ade20k' if 'ade20k' in name else 'cityscapes'
+    side = int((re.findall(r'_(\d+)\.py', name) or ['640'])[0])
+
+    for part in (config.model.backbone, config.model.decode_head):
+        assert (part.arch, part.get('num_joint_blocks', 4)) == (arch, joint)
+        assert weights in part.init_cfg.checkpoint
+    assert config.model.decode_head.num_classes == (150 if data == 'ade20k' else 19)
+    for size in (
+        config.model.backbone.img_size,
+        config.model.test_cfg.crop_size,
+        config.model.test_cfg.stride,
+        *(step.get('crop_size', (side, side)) for step in config.train_dataloader.dataset.pipeline),
+        next(step.scale for step in config.train_dataloader.dataset.pipeline if step.type == 'RandomResize'),
+    ):
+        assert tuple(size) == (side, side)
+
+    optim = config.optim_wrapper
+    assert config.train_dataloader.batch_size * optim.accumulative_counts == 16
+    assert config.train_cfg.max_iters == STEPS[data] * optim.accumulative_counts
+    assert config.auto_scale_lr.base_batch_size == config.train_dataloader.batch_size
+    assert optim.optimizer == dict(type='AdamW', lr=1e-4 if family == '2' else 2e-4, weight_decay=0.05)
+    assert optim.clip_grad.max_norm == 0.01
+    assert optim.paramwise_cfg.layer_decay == (1.0 if 'lora' in name else 0.8)
+    assert optim.paramwise_cfg.get('decay_joint_blocks', True) == (family == '2')
+    (schedule,) = config.param_scheduler
+    assert schedule.type == 'TwoWarmupsPolyLR'
+    assert tuple(schedule.warmup_steps) == ((500, 1000) if family == '2' else (2000, 3000))
+
+
+@pytest.mark.parametrize('name', [name for name in RECIPES if 'lora' in name])
+def test_the_lora_twin_is_the_same_but_for_adapters_and_rates(name):
+    assert len((ROOT / 'configs' / name).read_text().splitlines()) <= 5
+    lora, full = (Config.fromfile(ROOT / 'configs' / twin) for twin in (name, name.replace('lora_', '')))
+    lora.custom_hooks = [hook for hook in lora.custom_hooks if hook.type != 'LoRAHook']
+    lora.optim_wrapper.paramwise_cfg.layer_decay = full.optim_wrapper.paramwise_cfg.layer_decay
+    assert lora.to_dict() == full.to_dict()
+
+
+def test_the_published_pipeline_scales_pads_and_crops(tmp_path):
+    """An image of 2:1 is scaled by its longer side, so that a scale of 1 fills the crop's width and half of its height."""
+    register_all_modules()
+    config = Config.fromfile(ROOT / 'configs' / 'eomt_cityscapes_1024.py')
+    steps = config.train_dataloader.dataset.pipeline[2:-1]
+    cv2.imwrite(str(tmp_path / 'image.png'), np.full((512, 1024, 3), 200, np.uint8))
+    heights = []
+    for seed in range(40):
+        np.random.seed(seed)
+        results = dict(img=cv2.imread(str(tmp_path / 'image.png')), gt_seg_map=np.ones((512, 1024), np.uint8))
+        results.update(img_shape=(512, 1024), seg_fields=['gt_seg_map'])
+        for step in steps:
+            results = TRANSFORMS.build(step)(results)
+        assert results['img'].shape == (1024, 1024, 3)
+        labelled = results['gt_seg_map'] == 1
+        assert set(np.unique(results['gt_seg_map'])) <= {1, 255}
+        assert (results['img'][~labelled] == 0).all()  # black, before normalisation, as published
+        heights.append(labelled.any(1).sum())
+    assert 256 <= min(heights) < 330
+    assert 900 < max(heights) <= 1024

@@ -1,14 +1,16 @@
-# ADE20K at data/ade/ADEChallengeData2016: 512×512 crops of images whose shorter side is 512 times 0.5 to 2.
+# ADE20K at data/ade/ADEChallengeData2016: images whose longer side is at most, or shorter side at least, 512 times 0.5 to 2,
+# padded to 512×512 and cropped. The published pipeline.
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 scale = (2048, 512)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='EoMTColorJitter'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomResize', scale=crop_size, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

@@ -1,14 +1,15 @@
-# As cityscapes_640.py, with 1024×1024 crops of full-size images.
+# As cityscapes_640.py with 1024 in place of 640, so that images are evaluated at their full size: the published pipeline.
 _base_ = 'cityscapes_640.py'
 crop_size = (1024, 1024)
 scale = (2048, 1024)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='EoMTColorJitter'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomResize', scale=crop_size, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

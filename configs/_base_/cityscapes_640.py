@@ -1,13 +1,15 @@
-# Cityscapes, or data in its layout, at data/cityscapes: 640×640 crops of images whose shorter side is 640 times 0.5 to 2.
+# Cityscapes, or data in its layout, at data/cityscapes: images whose longer side is 640 times 0.5 to 2, padded and cropped
+# to 640×640; evaluated with a shorter side of 640. The published pipeline, at this size.
 data_root = 'data/cityscapes'
 crop_size = (640, 640)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(1280, 640), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='EoMTColorJitter'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomResize', scale=crop_size, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

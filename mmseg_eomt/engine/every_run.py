@@ -33,8 +33,9 @@ def check_every_run() -> None:
 
 
 def warn_of_the_start(runner: Runner) -> None:
-    """Say what a run from random weights, or one whose masks nobody anneals, would find out too late."""
+    """Say what a run of another batch size, from random weights or without annealed masks would find out too late."""
     model = segmentor_of(runner)
+    _compare_batch(runner)
     heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
     annealed = any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks)
     if any(any(head.mask_probs) for head in heads) and not annealed:
@@ -43,3 +44,25 @@ def warn_of_the_start(runner: Runner) -> None:
         )
     if not (runner._load_from or runner._resume or pretrained_sources(model) or tuner_layers(model)):
         runner.logger.warning('Neither init_cfg nor load_from names a checkpoint: the model starts from random weights.')
+
+
+def _compare_batch(runner: Runner) -> None:
+    """Say how many images an optimizer step sees, and warn where the config's rates are for another number."""
+    batch = getattr(runner.train_dataloader, 'batch_size', None)
+    accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', None)
+    if not batch or not accumulated:  # a batch sampler, or several optimizers
+        return
+    processes = runner.world_size
+    runner.logger.info(
+        f'An optimizer step sees {batch * processes * accumulated} images: {batch} in each of {processes} process(es), '
+        f'{accumulated} times. {runner.max_iters} iterations are {-(-runner.max_iters // accumulated)} steps.'
+    )
+    scale = runner.cfg.get('auto_scale_lr') or {}
+    base = scale.get('base_batch_size')
+    if base and base != batch * processes and not scale.get('enable'):
+        fitting = '--auto-scale-lr' if base % processes else f'train_dataloader.batch_size={base // processes}'
+        runner.logger.warning(
+            f'The rates are for {base} images an iteration (auto_scale_lr.base_batch_size), and this run has '
+            f'{batch * processes}. Set {fitting}, or accumulative_counts and max_iters such that a step sees as many images '
+            f'and there are as many steps: docs/recipe.md.'
+        )

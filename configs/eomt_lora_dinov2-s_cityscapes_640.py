@@ -1,0 +1,4 @@
+# LoRA on eomt_dinov2-s_cityscapes_640.py: adapters and the head's new parts train, all at one rate.
+_base_ = 'eomt_dinov2-s_cityscapes_640.py'
+custom_hooks = [dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05), dict(type='MaskAnnealingHook')]
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay=1.0))
