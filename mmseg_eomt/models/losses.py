@@ -1,5 +1,7 @@
 """EoMT's training losses."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.models.matching import assign, pairwise_costs
 from mmseg_eomt.models.targets import SemanticTargets, sample_maps
 
-MAPS_AT_ONCE = 16  # whose candidate points are held
+MASKS_AT_ONCE = 8  # whose candidate points and full-size targets are held
 
 
 class MaskClassificationLoss(nn.Module):
@@ -150,15 +152,19 @@ class MaskClassificationLoss(nn.Module):
             zero = matched.sum().expand(num_layers)
             return zero, zero
         images, classes = matches[..., 0].flatten(), matches[..., 2].flatten()
-        if points is None:
-            points = self.draw_points(matched, scale)
-        target = targets.sample_each(images, classes, points)
-        logits = sample_maps(matched[:, None], points * scale).squeeze(1)
-
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none').mean(1)
-        probability = logits.sigmoid()
-        overlap = 2 * (probability * target).sum(1)
-        dice = 1 - (overlap + 1) / (probability.sum(1) + target.sum(1) + 1)
+        placed = itertools.repeat(None) if points is None else points.split(MASKS_AT_ONCE)
+        rows = []
+        # some masks at a time: their points outgrow the caches, and at once would take more memory than the model
+        for some, image, label, place in zip(*(part.split(MASKS_AT_ONCE) for part in (matched, images, classes)), placed):
+            place = self.draw_points(some, scale) if place is None else place
+            target = targets.sample_each(image, label, place)
+            logits = sample_maps(some[:, None], place * scale).squeeze(1)
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none').mean(1)
+            probability = logits.sigmoid()
+            overlap = 2 * (probability * target).sum(1)
+            dice = 1 - (overlap + 1) / (probability.sum(1) + target.sum(1) + 1)
+            rows.append(torch.stack((cross_entropy, dice)))
+        cross_entropy, dice = torch.cat(rows, dim=1)
         per_layer = (num_layers, num_masks)
         return cross_entropy.view(per_layer).sum(1) / mean_masks, dice.view(per_layer).sum(1) / mean_masks
 
@@ -167,11 +173,9 @@ class MaskClassificationLoss(nn.Module):
         """Points (N, P, 2) in the image, most of them where the logits of the maps (N, h, w) are nearest 0."""
         num_candidates = int(self.num_points * self.oversample_ratio)
         num_uncertain = int(self.num_points * self.importance_sample_ratio)
-        uncertain = []
-        for some in maps.split(MAPS_AT_ONCE):
-            candidates = torch.rand(len(some), num_candidates, 2, device=maps.device)
-            certainty = sample_maps(some[:, None], candidates * scale).squeeze(1).abs()
-            chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-            uncertain.append(candidates.gather(1, chosen[..., None].expand(-1, -1, 2)))
+        candidates = torch.rand(len(maps), num_candidates, 2, device=maps.device)
+        certainty = sample_maps(maps[:, None], candidates * scale).squeeze(1).abs()
+        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
         spread = torch.rand(len(maps), self.num_points - num_uncertain, 2, device=maps.device)
-        return torch.cat((torch.cat(uncertain), spread), dim=1)
+        return torch.cat((uncertain, spread), dim=1)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-STRIP_ELEMENTS = 2**22  # of the largest map that is computed at once on a CPU: 16 MB in fp32
-STRIP_ELEMENTS_TRAINING = 7 * 2**20  # 28 MB; glibc asks for new pages from 32 MB on
+STRIP_ELEMENTS = 7 * 2**20  # of the largest map computed at once on a CPU, 28 MB: from 32 MB on, glibc asks for new pages
 
 
 class ScaleBlock(nn.Module):
@@ -49,7 +48,7 @@ class _Refine(torch.autograd.Function):
     """A scale block after its linear layer and, where queries are given, their dot product with the result.
 
     Autograd would keep four maps for the backward pass: before and after the GELU, before and after the norm. This keeps
-    the two from which GELU and norm are computed again in little time, and shuffles the four values of a place within
+    the two from which GELU and norm follow in little time, and shuffles the four values of a place within
     those two passes.
     """
 
@@ -61,7 +60,6 @@ class _Refine(torch.autograd.Function):
         maps = F.conv2d(_activated(x, C).permute(0, 3, 1, 2), conv, padding=1, groups=C).permute(0, 2, 3, 1)
         out, mean, rstd = torch.native_layer_norm(maps, (C,), scale, shift, eps)
         ctx.save_for_backward(x, maps, mean, rstd, conv, scale, shift, queries)
-        ctx.eps = eps
         return out if queries is None else _dot(queries, out)
 
     @staticmethod
@@ -71,10 +69,11 @@ class _Refine(torch.autograd.Function):
         (B, h, w), C = x.shape[:3], len(scale)
         grad_queries = None
         if queries is not None:
-            out = torch.native_layer_norm(maps, (C,), scale, shift, ctx.eps)[0]
             grad = grad.flatten(2)
-            grad_queries = torch.bmm(grad, out.flatten(1, 2))
-            del out
+            # the product with the normalised maps, without making them: norms are linear in what they normalise
+            scaled = grad * rstd.to(grad.dtype).flatten(1)[:, None]
+            centred = torch.bmm(scaled, maps.flatten(1, 2)) - torch.bmm(scaled, mean.to(grad.dtype).flatten(1)[..., None])
+            grad_queries = centred * scale + grad.sum(-1, keepdim=True) * shift
             grad = torch.bmm(grad.transpose(1, 2), queries).view(maps.shape)
         aten = torch.ops.aten
         grad, grad_scale, grad_shift = aten.native_layer_norm_backward(
@@ -150,8 +149,7 @@ def mask_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock]) 
     rows = patches.shape[1]
     if patches.device.type != 'cpu':
         return _rows_of_logits(queries, patches, blocks, 0, rows)
-    strip_elements = STRIP_ELEMENTS_TRAINING if torch.is_grad_enabled() else STRIP_ELEMENTS
-    num_strips = min(rows, -(-patches[0].numel() * 4 ** len(blocks) // strip_elements))
+    num_strips = min(rows, -(-patches[0].numel() * 4 ** len(blocks) // STRIP_ELEMENTS))
     edges = [rows * i // num_strips for i in range(num_strips + 1)]
     images = zip(queries.split(1), patches.split(1))
     return torch.cat(

@@ -30,7 +30,7 @@ def example(rows: int = 7) -> tuple[tuple[torch.Tensor, torch.Tensor], nn.Sequen
 
 @pytest.mark.parametrize('rows_at_once', [1, 3, 7])
 def test_logits_and_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypatch):
-    monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS_TRAINING', rows_at_once * 6 * 16 * 16)
+    monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS', rows_at_once * 6 * 16 * 16)
     inputs, blocks = example()
     expected = gradients(as_written, inputs, blocks)
     given = gradients(mask_logits, inputs, blocks)

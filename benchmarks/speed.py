@@ -1,0 +1,535 @@
+#!/usr/bin/env python
+"""Time and memory of EoMT here and in Hugging Face's transformers, at equal weights.
+
+    python benchmarks/speed.py [--device cpu|cuda] [--rounds 4] [--only headline inference training assembly tricks]
+
+Both models get the same random weights, images and labels; before anything is timed, their outputs are compared. Each time
+is a median over rounds in which the candidates take turns, after one round that does not count. Memory is the most that a
+call takes above what the process has before it (on a GPU, above what is allocated), measured in a call of its own.
+
+- headline: a training step of a ViT-S at 512×512, batch 2: forward, losses of all layers, backward; all parameters and LoRA.
+- inference: image to class scores of all pixels, and training: a step of all parameters; over image sizes and batches.
+- assembly: queries' masks and classes to scores at 1024×1024, as it is written, in strips, and with 80 of 100 queries left
+  out.
+- tricks: the headline step and an inference at 1024×1024 with one trick undone at a time.
+
+Prints tables and writes speed_<device>.json and speed_<device>.png. On a CPU the model is a ViT-S in fp32; on a GPU ViT-S, B
+and L in bf16. Needs Linux for the memory of a CPU. Labels are blocks of 19 random classes, so that nearly all are present.
+"""
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import gc
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import EomtConfig, EomtForUniversalSegmentation
+
+import mmseg_eomt  # noqa: F401  repairs what the toolbox needs
+from mmseg_eomt.adapters.config import lora_config
+from mmseg_eomt.adapters.inject import inject
+from mmseg_eomt.models import assembly, eomt_head, layers, losses, mask_module
+from mmseg_eomt.models.arch import ARCHS
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights.read import from_segmentor, recognise
+
+RESULTS = Path(__file__).with_name('results')
+CLASSES, QUERIES, JOINT = 19, 100, 4
+NEW_PARTS = [f'decode_head.{part}' for part in ('query_embed', 'class_head', 'mask_head', 'upscale')]
+SECTIONS = ('headline', 'inference', 'training', 'assembly', 'tricks')
+Calls = dict[str, Callable[[], object]]
+
+
+class Ours(nn.Module):
+    """Backbone and head, as the stock EncoderDecoder holds them."""
+
+    def __init__(self, arch: str, side: int) -> None:
+        super().__init__()
+        self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
+        self.decode_head = EoMTHead(CLASSES, arch, num_joint_blocks=JOINT, num_queries=QUERIES)
+
+    def scores(self, image: Tensor) -> Tensor:
+        return self.decode_head.predict(self.backbone(image), [dict(img_shape=tuple(image.shape[-2:]))], {})
+
+    def loss(self, image: Tensor, labels: Tensor) -> Tensor:
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+        return sum(self.decode_head.loss(self.backbone(image), samples, {}).values())
+
+    def recompute(self, again: bool) -> None:
+        self.backbone.with_cp = self.decode_head.with_cp = again
+
+
+class Theirs(nn.Module):
+    """Hugging Face's model, and the per-pixel scores by the formula as it is written."""
+
+    def __init__(self, arch: str, side: int) -> None:
+        super().__init__()
+        size = ARCHS[arch]
+        self.model = EomtForUniversalSegmentation(
+            EomtConfig(
+                hidden_size=size.embed_dims,
+                num_hidden_layers=size.num_layers,
+                num_attention_heads=size.num_heads,
+                num_blocks=JOINT,
+                num_labels=CLASSES,
+                num_queries=QUERIES,
+                image_size=side,
+                attn_implementation='sdpa',
+            )
+        )
+
+    def scores(self, image: Tensor) -> Tensor:
+        out = self.model(image)
+        return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
+
+    def loss(self, image: Tensor, labels: Tensor) -> Tensor:
+        classes = [label.unique() for label in labels]
+        masks = [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)]
+        return self.model(image, mask_labels=masks, class_labels=classes).loss
+
+
+def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
+    masks = F.interpolate(masks, size=size, mode='bilinear')
+    return torch.einsum('bqc,bqhw->bchw', classes.softmax(-1)[..., :-1], masks.sigmoid())
+
+
+def models(arch: str, side: int, device: str) -> tuple[Ours, Theirs]:
+    """Both with the same weights, in training, with every query masked in every joint block."""
+    torch.manual_seed(0)
+    ours, theirs = Ours(arch, side), Theirs(arch, side)
+    for parameter in ours.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    weights = recognise(theirs.model.state_dict()).write(from_segmentor(ours.state_dict()))
+    weights['attn_mask_probs'].fill_(1)
+    missing, unexpected = theirs.model.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (['criterion.empty_weight'], []), (missing, unexpected)
+    return ours.to(device).train(), theirs.to(device).train()
+
+
+def example(side: int, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, side, side) and labels (B, 1, side, side) in 8×8 blocks."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, CLASSES, (batch, 1, 8, 8), generator=generator).float()
+    labels = F.interpolate(labels, (side, side)).long()
+    return torch.randn(batch, 3, side, side, generator=generator).to(device), labels.to(device)
+
+
+def with_lora(ours: Ours, theirs: Theirs) -> tuple[Ours, Theirs]:
+    """Copies with adapters of rank 16 in the attention layers and the new parts trained, the rest frozen."""
+    ours, theirs = copy.deepcopy(ours), copy.deepcopy(theirs)
+    config = dict(r=16, lora_alpha=32, lora_dropout=0.05)
+    inject(ours, lora_config(**config, target_modules=('qkv', 'proj'), exclude_modules=('patch_embed.proj',)), NEW_PARTS)
+    inject_adapter_in_model(LoraConfig(**config, target_modules=['q_proj', 'k_proj', 'v_proj', 'out_proj']), theirs.model)
+    for name, parameter in theirs.model.named_parameters():
+        if name.startswith(('query.', 'upscale_block.', 'mask_head.', 'class_predictor.')):
+            parameter.requires_grad_(True)
+    return ours, theirs
+
+
+def step(model: Ours | Theirs, image: Tensor, labels: Tensor) -> None:
+    """Forward, losses of all layers, backward."""
+    model.zero_grad(set_to_none=True)
+    model.loss(image, labels).backward()
+
+
+def check_scores(ours: Ours, theirs: Theirs, image: Tensor) -> float:
+    """Largest difference of the class scores over the largest score, without masks; ends the run where they differ."""
+    theirs.model.attn_mask_probs.zero_()
+    with torch.no_grad():
+        expected = theirs.eval().scores(image)
+        error = float((ours.eval().scores(image) - expected).abs().max() / expected.abs().max())
+    theirs.model.attn_mask_probs.fill_(1)
+    limit = 1e-4 if expected.dtype == torch.float32 else 5e-2
+    if not error < limit:
+        sys.exit(f'The class scores differ by {error:.1e} of the largest: there is nothing to time.')
+    return error
+
+
+def check_losses(ours: Ours, theirs: Theirs, image: Tensor, labels: Tensor) -> float:
+    """Relative difference of the losses of a masked training step, each at random points of its own."""
+    with torch.no_grad():
+        expected = float(theirs.train().loss(image, labels))
+        error = abs(float(ours.train().loss(image, labels)) / expected - 1)
+    if not error < 0.02:
+        sys.exit(f'The losses differ by {error:.1%}: there is nothing to time.')
+    return error
+
+
+class Meter:
+    """Takes turns, and the times and peaks of what it is given."""
+
+    def __init__(self, device: str, rounds: int) -> None:
+        self.device, self.rounds = device, rounds
+
+    def __call__(self, calls: Calls) -> dict[str, dict[str, float]]:
+        """Median seconds and peak MB of each call."""
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(self.rounds + 1):
+            for name, call in calls.items():
+                self._wait()
+                start = time.perf_counter()
+                call()
+                self._wait()
+                seconds[name].append(time.perf_counter() - start)
+        return {
+            name: dict(seconds=round(statistics.median(seconds[name][1:]), 4), peak_mb=self._peak(call))
+            for name, call in calls.items()
+        }
+
+    def _wait(self) -> None:
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
+
+    def _peak(self, call: Callable[[], object]) -> int | None:
+        gc.collect()
+        if self.device == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            return round((torch.cuda.max_memory_allocated() - before) / 2**20)
+        if not Path('/proc/self/clear_refs').exists():
+            call()
+            return None
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # the highest memory counts from here
+        before = _memory('VmRSS')
+        call()
+        return round((_memory('VmHWM') - before) / 1024)
+
+
+def _memory(field: str) -> int:
+    """Of this process, in kB."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f'{field}:'))
+
+
+def row(title: str, **figures: object) -> dict:
+    """Print and return a result: of two candidates, how much faster the first is, and its share of the second's memory."""
+    candidates = {name: figure for name, figure in figures.items() if isinstance(figure, dict)}
+    print(f'{title:<46}', end='')
+    print('   '.join(f'{name} {f["seconds"]:.3f} s {f["peak_mb"]} MB' for name, f in candidates.items()), end='')
+    if len(candidates) == 2:
+        first, second = candidates.values()
+        figures['speed'] = round(second['seconds'] / first['seconds'], 2)
+        figures['memory'] = round(first['peak_mb'] / second['peak_mb'], 2) if first['peak_mb'] else None
+        print(f'   {figures["speed"]}× as fast, {figures["memory"]}× the memory', end='')
+    print(flush=True)
+    return dict(title=title, **figures)
+
+
+def headline(meter: Meter, arch: str, device: str) -> list[dict]:
+    """A training step, all parameters and LoRA, with and without recomputation."""
+    image, labels = example(512, 2, device)
+    ours, theirs = models(arch, 512, device)
+    rows = [dict(scores=check_scores(ours, theirs, image), losses=check_losses(ours, theirs, image, labels))]
+    lora, their_lora = with_lora(ours, theirs)
+    again, lora_again = copy.deepcopy(ours), copy.deepcopy(lora)
+    again.recompute(True)
+    lora_again.recompute(True)
+    candidates = dict(
+        ours=ours, again=again, lora=lora, lora_again=lora_again, hugging_face=theirs, hugging_face_lora=their_lora
+    )
+    taken = meter({name: partial(step, model.train(), image, labels) for name, model in candidates.items()})
+    for title, mine, reference in (
+        ('step, all parameters', 'ours', 'hugging_face'),
+        ('step, all, recomputation', 'again', 'hugging_face'),
+        ('step, LoRA against all', 'lora', 'hugging_face'),
+        ('step, LoRA against LoRA', 'lora', 'hugging_face_lora'),
+        ('step, LoRA, recomputation', 'lora_again', 'hugging_face_lora'),
+    ):
+        rows.append(row(f'{arch} 512 batch 2: {title}', ours=taken[mine], hugging_face=taken[reference]))
+    return rows
+
+
+def sweep(kind: str, meter: Meter, arch: str, device: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list[dict]:
+    """Inference or training steps over image sizes and batches; what would not fit the memory is left out."""
+    rows = []
+    for side in sides:
+        ours, theirs = models(arch, side, device)
+        per_image = 0
+        for batch in batches:
+            image, labels = example(side, batch, device)
+            if per_image * batch > 0.7 * _total_mb(device):
+                print(f'{arch} {side} batch {batch}: left out, it would take about {per_image * batch / 1024:.0f} GB')
+                continue
+            error = check_scores(ours, theirs, image)
+            theirs.model.attn_mask_probs.fill_(float(kind == 'training'))
+            candidates = dict(ours=ours.train(kind == 'training'), hugging_face=theirs.train(kind == 'training'))
+            with torch.set_grad_enabled(kind == 'training'):
+                taken = meter(
+                    {
+                        name: partial(step, model, image, labels) if kind == 'training' else partial(model.scores, image)
+                        for name, model in candidates.items()
+                    }
+                )
+            per_image = (taken['hugging_face']['peak_mb'] or 0) / batch
+            rows.append(row(f'{arch} {side} batch {batch}', side=side, batch=batch, arch=arch, error=error, **taken))
+            ours.zero_grad(set_to_none=True)
+            theirs.zero_grad(set_to_none=True)
+    return rows
+
+
+def _total_mb(device: str) -> float:
+    if device == 'cuda':
+        return torch.cuda.get_device_properties(0).total_memory / 2**20
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**20
+
+
+def assemble(meter: Meter, device: str) -> list[dict]:
+    """Scores at 1024×1024 from masks at a quarter of it; 80 queries are almost certainly no object."""
+    torch.manual_seed(0)
+    masks, classes, size = 3 * torch.randn(1, QUERIES, 256, 256, device=device), torch.randn(1, QUERIES, 20), (1024, 1024)
+    classes[:, 20:, -1] += 12
+    classes = classes.to(device)
+    tolerance = 1e-3
+    strips = assembly.pixel_scores(masks, classes, size, size)
+    dropped = assembly.pixel_scores(masks, classes, size, size, tolerance)
+    expected = scores_as_written(masks, classes, size)
+    best = classes.softmax(-1)[..., :-1].amax(-1)
+    bound = float(best[best < tolerance].sum())
+    errors = dict(strips=float((strips - expected).abs().max()), dropped=float((dropped - expected).abs().max()))
+    if errors['strips'] > 1e-5 or errors['dropped'] > bound:
+        sys.exit(f'The scores differ by {errors}, more than the bound {bound:.1e}.')
+    del strips, dropped, expected
+    taken = meter(
+        dict(
+            as_written=lambda: scores_as_written(masks, classes, size),
+            strips=lambda: assembly.pixel_scores(masks, classes, size, size),
+            dropped=lambda: assembly.pixel_scores(masks, classes, size, size, tolerance),
+        )
+    )
+    return [
+        row('assembly in strips', ours=taken['strips'], as_written=taken['as_written'], error=errors['strips']),
+        row(
+            f'assembly, queries below {tolerance} out',
+            ours=taken['dropped'],
+            as_written=taken['as_written'],
+            error=errors['dropped'],
+            bound=bound,
+        ),
+    ]
+
+
+class OneCallAttention(layers.Attention):
+    """All rows with an N×N mask, as the method is written."""
+
+    def forward(self, x: Tensor, query_mask: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if query_mask is not None:
+            mask = F.pad(query_mask, (0, 0, 0, N - query_mask.shape[1]), value=True)[:, None]
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, N, C))
+
+
+class ChannelsFirst(mask_module.ScaleBlock):
+    """The scale block in the memory layout of convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        return self.norm(self.conv2(F.gelu(self.conv1(x))).permute(0, 2, 3, 1)).contiguous(
+            memory_format=torch.contiguous_format
+        )
+
+
+def logits_as_written(queries: Tensor, patches: Tensor, blocks: nn.Sequential) -> Tensor:
+    return torch.einsum('bqc,bhwc->bqhw', queries, blocks(patches))
+
+
+@contextlib.contextmanager
+def undone(trick: str):
+    """Every model with one trick undone."""
+    changed: list[tuple[object, str, object]] = []
+
+    def change(owner: object, name: str, value: object) -> None:
+        changed.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    if trick == 'two-call attention, contiguous heads':
+        change(layers.Attention, 'forward', OneCallAttention.forward)
+    elif trick == 'mask module channels last':
+        change(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward)
+        change(eomt_head, 'mask_logits', logits_as_written)
+    elif trick == 'two maps kept, strips':
+        change(eomt_head, 'mask_logits', logits_as_written)
+    elif trick == 'strips alone':
+        change(mask_module, 'STRIP_ELEMENTS', 10**12)
+    elif trick == 'points of some masks at a time':
+        change(losses, 'MASKS_AT_ONCE', 10**6)
+    elif trick == 'scores in strips':
+        change(eomt_head, 'pixel_scores', lambda masks, classes, padded, size, _: scores_as_written(masks, classes, size))
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(changed):
+            setattr(owner, name, value)
+
+
+TRICKS = {
+    'step': (
+        'two-call attention, contiguous heads',
+        'mask module channels last',
+        'two maps kept, strips',
+        'strips alone',
+        'points of some masks at a time',
+    ),
+    'inference': ('two-call attention, contiguous heads', 'mask module channels last', 'strips alone', 'scores in strips'),
+}
+
+
+def _with_undone(trick: str, kind: str, model: Ours, image: Tensor, labels: Tensor) -> None:
+    with undone(trick), torch.set_grad_enabled(kind == 'step'):
+        step(model.train(), image, labels) if kind == 'step' else model.eval().scores(image)
+
+
+def tricks(meter: Meter, arch: str, device: str) -> list[dict]:
+    """What each trick brings: everything with it undone over everything."""
+    rows = []
+    for kind, side, batch in (('step', 512, 2), ('inference', 1024, 1)):
+        ours, _ = models(arch, side, device)
+        image, labels = example(side, batch, device)
+
+        taken = meter(
+            {
+                'ours': partial(_with_undone, '', kind, ours, image, labels),
+                **{trick: partial(_with_undone, trick, kind, ours, image, labels) for trick in TRICKS[kind]},
+            }
+        )
+        for trick in TRICKS[kind]:
+            rows.append(row(f'{kind}: {trick}', ours=taken['ours'], without=taken[trick]))
+    return rows
+
+
+def matrix_rate(device: str) -> float:
+    """Measured FLOP/s of large bf16 matrix products."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    meter = Meter(device, 10)
+    return 2 * 8192**3 / meter(dict(product=lambda: a @ a))['product']['seconds']
+
+
+def large_lora(meter: Meter, device: str) -> list[dict]:
+    """ViT-L, 640×640, batch 4, LoRA: memory in all, tokens a second and share of the matrix rate."""
+    ours, theirs = models('large', 640, device)
+    ours, _ = with_lora(ours, theirs)
+    del theirs
+    image, labels = example(640, 4, device)
+    size, tokens = ARCHS['large'], 4 * (640 // 16) ** 2
+    # forward and the gradients of what goes in, of the linear layers and the attention; the mask module comes on top
+    per_token = 4 * size.num_layers * (12 * size.embed_dims**2 + 2 * size.embed_dims * tokens // 4)
+    rate = matrix_rate(device)
+    rows = []
+    for again in (False, True):
+        ours.recompute(again)
+        gc.collect()
+        torch.cuda.empty_cache()
+        held = torch.cuda.memory_allocated() / 2**20
+        taken = meter(dict(ours=lambda: step(ours.train(), image, labels)))['ours']
+        speed = tokens / taken['seconds']
+        rows.append(
+            row(
+                f'ViT-L 640 batch 4 LoRA{" recomputed" if again else ""}',
+                ours=taken,
+                total_gb=round((held + taken['peak_mb']) / 1024, 2),
+                tokens_per_second=round(speed),
+                share_of_matrix_rate=round(speed * per_token / rate, 3),
+            )
+        )
+        print('   ', {name: rows[-1][name] for name in ('total_gb', 'tokens_per_second', 'share_of_matrix_rate')})
+    return rows
+
+
+def chart(results: dict, file: Path) -> None:
+    """Time and memory over the image's area, at a batch of 1."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    kinds = [kind for kind in ('inference', 'training') if results.get(kind)]
+    if not kinds:
+        return
+    figure, axes = pyplot.subplots(len(kinds), 2, figsize=(10, 4 * len(kinds)), squeeze=False)
+    for line, kind in zip(axes, kinds):
+        for axis, field, unit in zip(line, ('seconds', 'peak_mb'), ('s', 'MB')):
+            for arch, name in itertools.product(sorted({r['arch'] for r in results[kind]}), ('hugging_face', 'ours')):
+                rows = [r for r in results[kind] if r['batch'] == 1 and r['arch'] == arch]
+                label = f'ViT {arch}, {"mmseg-eomt" if name == "ours" else "transformers"}'
+                axis.plot([r['side'] ** 2 / 1e6 for r in rows], [r[name][field] for r in rows], marker='o', label=label)
+            axis.set(
+                xlabel='megapixels', ylabel=unit, ylim=(0, None), title=f'{kind}: {"time" if unit == "s" else "memory"}'
+            )
+            axis.legend()
+            axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--rounds', type=int, default=4)
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=SECTIONS, metavar='SECTION', help=', '.join(SECTIONS))
+    parser.add_argument('--sides', type=int, nargs='+', default=[512, 768, 1024], help='multiples of 16')
+    parser.add_argument('--batches', type=int, nargs='+', default=[1, 2, 4])
+    parser.add_argument('--out', type=Path, default=RESULTS)
+    args = parser.parse_args()
+    meter = Meter(args.device, args.rounds)
+    archs = ('small', 'base', 'large') if args.device == 'cuda' else ('small',)
+    name = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.machine()} CPU'
+    results: dict = dict(
+        device=f'{name}, {torch.get_num_threads()} CPU threads',
+        precision='bf16' if args.device == 'cuda' else 'fp32',
+        rounds=args.rounds,
+        versions={package: metadata.version(package) for package in ('torch', 'transformers', 'peft')},
+    )
+    print(results['device'], results['precision'], results['versions'])
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f'speed_{args.device}.json'
+    if file.is_file() and set(args.only) != set(SECTIONS):
+        results = {**json.loads(file.read_text()), **results}
+    precision = torch.autocast('cuda', torch.bfloat16) if args.device == 'cuda' else contextlib.nullcontext()
+    with precision:
+        for section in args.only:
+            print(f'\n{section}', flush=True)
+            if section == 'assembly':
+                results[section] = assemble(meter, args.device)
+            else:
+                run = dict(headline=headline, tricks=tricks).get(section)
+                results[section] = [
+                    line
+                    for arch in archs
+                    for line in (
+                        run(meter, arch, args.device)
+                        if run
+                        else sweep(section, meter, arch, args.device, tuple(args.sides), tuple(args.batches))
+                    )
+                ]
+            if section == 'headline' and args.device == 'cuda':
+                results['large_lora'] = large_lora(meter, args.device)
+            file.write_text(json.dumps(results, indent=1) + '\n')
+            chart(results, file.with_suffix('.png'))
+    print(f'\nWritten to {file} and {file.with_suffix(".png").name}.')
+
+
+if __name__ == '__main__':
+    main()
