@@ -29,7 +29,7 @@ def test_the_commands_run(small_config, config_file, base, tmp_path):
     contents = {
         'tue-mps/coco_panoptic_eomt_large_640': public_eomt(Sizes(0, **{**SMALL, 'classes': 133, 'queries': 20})),
         'tue-mps/cityscapes_semantic_eomt_large_1024': public_eomt(Sizes(1, **SMALL)),
-        'tue-mps/ade20k_semantic_eomt_large_512_dinov3': {
+        'tue-mps/ade_semantic_eomt_large_512_dinov3': {
             name: 0.01 * value if 'backbone' in name else value for name, value in delta.items()
         },
         'facebook/dinov3-vitl16-pretrain-lvd1689m': hf_dinov3(Sizes(2, **SMALL)),

@@ -133,8 +133,8 @@ def mask_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock]) 
     """Read each query's mask out of the upscaled patches.
 
     For the backward pass two maps a block are kept in place of four. On a CPU, one image and some rows are computed at a
-    time: maps of a size that the allocator keeps at hand, which took 0.8 times as long in training at 512×512 and 0.6 times
-    in evaluation at 1024×1024 as new pages for a whole batch. The numbers are those of ``queries · blocks(patches)``.
+    time: maps of a size that the allocator keeps at hand, where new pages for a whole batch take up to a third of the time.
+    The numbers are those of ``queries · blocks(patches)``; docs/performance.md has what it brings.
 
     Args:
         queries: Vectors of the queries (B, Q, C), as :func:`mask_head` returns.
