@@ -185,8 +185,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, query_mask: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
         """Tokens (B, N, C) to tokens (B, N, C); ``query_mask`` and ``rope`` as in :class:`Attention`."""
-        x = x + self.ls1(self.attn(self.norm1(x), query_mask, rope))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        x = _added(x, self.attn(self.norm1(x), query_mask, rope), self.ls1)
+        return _added(x, self.mlp(self.norm2(x)), self.ls2)
+
+
+def _added(x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+    """A residual branch on top of its input, in one pass where its scale is as it was built."""
+    if type(scale) is LayerScale:
+        return torch.addcmul(x, branch, scale.gamma)
+    return x + scale(branch)
 
 
 def recomputed(again: bool, function: Callable, *args: object) -> Any:

@@ -69,12 +69,8 @@ class _Refine(torch.autograd.Function):
         (B, h, w), C = x.shape[:3], len(scale)
         grad_queries = None
         if queries is not None:
-            grad = grad.flatten(2)
-            # the product with the normalised maps, without making them: norms are linear in what they normalise
-            scaled = grad * rstd.to(grad.dtype).flatten(1)[:, None]
-            centred = torch.bmm(scaled, maps.flatten(1, 2)) - torch.bmm(scaled, mean.to(grad.dtype).flatten(1)[..., None])
-            grad_queries = centred * scale + grad.sum(-1, keepdim=True) * shift
-            grad = torch.bmm(grad.transpose(1, 2), queries).view(maps.shape)
+            grad, grad_queries = _dot_backward(grad.flatten(2), queries, maps, mean, rstd, scale, shift)
+            grad = grad.view(maps.shape)
         aten = torch.ops.aten
         grad, grad_scale, grad_shift = aten.native_layer_norm_backward(
             grad.contiguous(), maps, (C,), mean, rstd, scale, shift, [True, True, True]
@@ -113,6 +109,29 @@ def _dot(queries: Tensor, maps: Tensor) -> Tensor:
     return torch.bmm(queries, maps.flatten(1, 2).transpose(1, 2)).unflatten(2, maps.shape[1:3])
 
 
+def _dot_backward(
+    grad: Tensor, queries: Tensor, maps: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the normalised maps (B, h·w, C) and the queries (B, Q, C) from the logits' (B, Q, h·w).
+
+    The product with the normalised maps needs no such maps: norms are linear in what they normalise. Most queries are
+    matched to nothing and have no gradient; on a CPU, where looking costs little, they are left out.
+    """
+    matched: Tensor | slice = slice(None)
+    if len(grad) == 1 and _on_cpu(grad):
+        matched = grad[0].any(1).nonzero()[:, 0]
+    part = grad[:, matched]
+    scaled = part * rstd.to(part.dtype).flatten(1)[:, None]
+    centred = torch.bmm(scaled, maps.flatten(1, 2)) - torch.bmm(scaled, mean.to(part.dtype).flatten(1)[..., None])
+    grad_queries = torch.zeros_like(queries)
+    grad_queries[:, matched] = centred * scale + part.sum(-1, keepdim=True) * shift
+    return torch.bmm(part.transpose(1, 2), queries[:, matched]), grad_queries
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == 'cpu'
+
+
 def mask_head(embed_dims: int) -> nn.Sequential:
     """Three-layer MLP that turns a query into the vector its mask is read out with."""
     return nn.Sequential(
@@ -147,7 +166,7 @@ def mask_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock]) 
     if torch.compiler.is_compiling() or not all(block.is_plain() for block in blocks):
         return _dot(queries, nn.Sequential(*blocks)(patches))
     rows = patches.shape[1]
-    if patches.device.type != 'cpu':
+    if not _on_cpu(patches):
         return _rows_of_logits(queries, patches, blocks, 0, rows)
     num_strips = min(rows, -(-patches[0].numel() * 4 ** len(blocks) // STRIP_ELEMENTS))
     edges = [rows * i // num_strips for i in range(num_strips + 1)]

@@ -39,12 +39,35 @@ def test_logits_and_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypa
         assert relative_error(given[name], value) < PRECISE, name
 
 
+def test_the_way_of_other_devices_gives_the_same(monkeypatch):
+    monkeypatch.setattr(mask_module, '_on_cpu', lambda tensor: False)
+    inputs, blocks = example()
+    expected = gradients(as_written, inputs, blocks)
+    for name, value in gradients(mask_logits, inputs, blocks).items():
+        assert relative_error(value, expected[name]) < PRECISE, name
+
+
 @pytest.mark.parametrize('rows_at_once', [1, 3, 7])
 @torch.no_grad()
 def test_logits_without_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypatch):
     monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS', rows_at_once * 6 * 16 * 16)
     inputs, blocks = example()
     assert relative_error(mask_logits(*inputs, blocks), as_written(*inputs, blocks)) < PRECISE
+
+
+@pytest.mark.parametrize('matched', [[], [1, 3]])
+def test_queries_without_a_gradient_change_nothing(matched):
+    (queries, patches), blocks = example()
+
+    def some(*inputs) -> torch.Tensor:
+        return mask_logits(*inputs)[:, matched]
+
+    def as_written_some(*inputs) -> torch.Tensor:
+        return as_written(*inputs)[:, matched]
+
+    expected = gradients(as_written_some, (queries, patches), blocks)
+    for name, value in gradients(some, (queries, patches), blocks).items():
+        assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-4), name
 
 
 def test_half_as_much_is_kept_for_the_backward_pass():

@@ -9,6 +9,8 @@ from test_eomt_head import samples, small_segmentor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmseg_eomt.models import mask_module
+
 DINOV3 = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
 WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'is_nonzero'}
 
@@ -68,7 +70,8 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_training_step_waits_for_the_device_once(monkeypatch):
-    """On a CPU, a transfer to the CPU is seen by the methods that ask for one."""
+    """On a CPU, a transfer to the CPU is seen by the methods that ask for one, and the way of other devices is taken."""
+    monkeypatch.setattr(mask_module, '_on_cpu', lambda tensor: False)
     model = small_segmentor(head=dict(num_queries=8))
     model.decode_head.set_mask_probs((0.5, 0.0))
     with Waits() as waits:
