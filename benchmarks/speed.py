@@ -11,10 +11,13 @@ call takes above what the process has before it (on a GPU, above what is allocat
 - inference: image to class scores of all pixels, and training: a step of all parameters; over image sizes and batches.
 - assembly: queries' masks and classes to scores at 1024×1024, as it is written, in strips, and with 80 of 100 queries left
   out.
-- tricks: the headline step and an inference at 1024×1024 with one trick undone at a time.
+- tricks: the headline step and an inference at 1024×1024 with one trick undone at a time; undoing the layout of the mask
+  module undoes what stands on it.
 
-Prints tables and writes speed_<device>.json and speed_<device>.png. On a CPU the model is a ViT-S in fp32; on a GPU ViT-S, B
-and L in bf16. Needs Linux for the memory of a CPU. Labels are blocks of 19 random classes, so that nearly all are present.
+Each section runs in a process of its own. Prints tables and writes speed_<device>.json and speed_<device>.png. On a CPU the model
+is a ViT-S in fp32; on a GPU ViT-S, B and L in bf16; the total of its ViT-L with LoRA is without optimizer states. LoRA here is
+one pair of rank 16 on queries, keys and values together, in transformers one on each, as their layers are. Needs Linux for the
+memory of a CPU. Labels are blocks of 19 random classes, so that nearly all are present.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +64,11 @@ SECTIONS = ('headline', 'inference', 'training', 'assembly', 'tricks')
 Calls = dict[str, Callable[[], object]]
 
 
+def lowered(image: Tensor) -> contextlib.AbstractContextManager:
+    """bf16 for a forward pass on a GPU."""
+    return torch.autocast('cuda', torch.bfloat16) if image.is_cuda else contextlib.nullcontext()
+
+
 class Ours(nn.Module):
     """Backbone and head, as the stock EncoderDecoder holds them."""
 
@@ -69,11 +78,13 @@ class Ours(nn.Module):
         self.decode_head = EoMTHead(CLASSES, arch, num_joint_blocks=JOINT, num_queries=QUERIES)
 
     def scores(self, image: Tensor) -> Tensor:
-        return self.decode_head.predict(self.backbone(image), [dict(img_shape=tuple(image.shape[-2:]))], {})
+        with lowered(image):
+            return self.decode_head.predict(self.backbone(image), [dict(img_shape=tuple(image.shape[-2:]))], {})
 
     def loss(self, image: Tensor, labels: Tensor) -> Tensor:
         samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
-        return sum(self.decode_head.loss(self.backbone(image), samples, {}).values())
+        with lowered(image):
+            return sum(self.decode_head.loss(self.backbone(image), samples, {}).values())
 
     def recompute(self, again: bool) -> None:
         self.backbone.with_cp = self.decode_head.with_cp = again
@@ -99,13 +110,15 @@ class Theirs(nn.Module):
         )
 
     def scores(self, image: Tensor) -> Tensor:
-        out = self.model(image)
-        return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
+        with lowered(image):
+            out = self.model(image)
+            return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
 
     def loss(self, image: Tensor, labels: Tensor) -> Tensor:
         classes = [label.unique() for label in labels]
         masks = [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)]
-        return self.model(image, mask_labels=masks, class_labels=classes).loss
+        with lowered(image):
+            return self.model(image, mask_labels=masks, class_labels=classes).loss
 
 
 def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -147,9 +160,9 @@ def with_lora(ours: Ours, theirs: Theirs) -> tuple[Ours, Theirs]:
 
 
 def step(model: Ours | Theirs, image: Tensor, labels: Tensor) -> None:
-    """Forward, losses of all layers, backward."""
-    model.zero_grad(set_to_none=True)
+    """Forward, losses of all layers, backward; the gradients are let go, so that each step's memory includes its own."""
     model.loss(image, labels).backward()
+    model.zero_grad(set_to_none=True)
 
 
 def check_scores(ours: Ours, theirs: Theirs, image: Tensor) -> float:
@@ -284,8 +297,6 @@ def sweep(kind: str, meter: Meter, arch: str, device: str, sides: tuple[int, ...
                 )
             per_image = (taken['hugging_face']['peak_mb'] or 0) / batch
             rows.append(row(f'{arch} {side} batch {batch}', side=side, batch=batch, arch=arch, error=error, **taken))
-            ours.zero_grad(set_to_none=True)
-            theirs.zero_grad(set_to_none=True)
     return rows
 
 
@@ -352,8 +363,10 @@ class ChannelsFirst(mask_module.ScaleBlock):
         )
 
 
-def logits_as_written(queries: Tensor, patches: Tensor, blocks: nn.Sequential) -> Tensor:
-    return torch.einsum('bqc,bhwc->bqhw', queries, blocks(patches))
+def logits_as_written(blocks: mask_module.Upscale, queries: Tensor, patches: Tensor) -> Tensor:
+    for block in blocks:
+        patches = block(patches)
+    return torch.einsum('bqc,bhwc->bqhw', queries, patches)
 
 
 @contextlib.contextmanager
@@ -369,9 +382,9 @@ def undone(trick: str):
         change(layers.Attention, 'forward', OneCallAttention.forward)
     elif trick == 'mask module channels last':
         change(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward)
-        change(eomt_head, 'mask_logits', logits_as_written)
+        change(mask_module.Upscale, 'forward', logits_as_written)
     elif trick == 'two maps kept, strips':
-        change(eomt_head, 'mask_logits', logits_as_written)
+        change(mask_module.Upscale, 'forward', logits_as_written)
     elif trick == 'strips alone':
         change(mask_module, 'STRIP_ELEMENTS', 10**12)
     elif trick == 'points of some masks at a time':
@@ -496,6 +509,12 @@ def main() -> None:
     meter = Meter(args.device, args.rounds)
     archs = ('small', 'base', 'large') if args.device == 'cuda' else ('small',)
     name = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.machine()} CPU'
+    if len(args.only) > 1:  # each in a process of its own, which finds no memory that another has left
+        options = ['--device', args.device, '--rounds', args.rounds, '--out', args.out, '--sides', *args.sides]
+        for section in args.only:
+            command = [sys.executable, __file__, *options, '--batches', *args.batches, '--only', section]
+            subprocess.run(list(map(str, command)), check=True)
+        return
     results: dict = dict(
         device=f'{name}, {torch.get_num_threads()} CPU threads',
         precision='bf16' if args.device == 'cuda' else 'fp32',
@@ -507,27 +526,25 @@ def main() -> None:
     file = args.out / f'speed_{args.device}.json'
     if file.is_file() and set(args.only) != set(SECTIONS):
         results = {**json.loads(file.read_text()), **results}
-    precision = torch.autocast('cuda', torch.bfloat16) if args.device == 'cuda' else contextlib.nullcontext()
-    with precision:
-        for section in args.only:
-            print(f'\n{section}', flush=True)
-            if section == 'assembly':
-                results[section] = assemble(meter, args.device)
-            else:
-                run = dict(headline=headline, tricks=tricks).get(section)
-                results[section] = [
-                    line
-                    for arch in archs
-                    for line in (
-                        run(meter, arch, args.device)
-                        if run
-                        else sweep(section, meter, arch, args.device, tuple(args.sides), tuple(args.batches))
-                    )
-                ]
-            if section == 'headline' and args.device == 'cuda':
-                results['large_lora'] = large_lora(meter, args.device)
-            file.write_text(json.dumps(results, indent=1) + '\n')
-            chart(results, file.with_suffix('.png'))
+    for section in args.only:
+        print(f'\n{section}', flush=True)
+        if section == 'assembly':
+            results[section] = assemble(meter, args.device)
+        else:
+            run = dict(headline=headline, tricks=tricks).get(section)
+            results[section] = [
+                line
+                for arch in archs
+                for line in (
+                    run(meter, arch, args.device)
+                    if run
+                    else sweep(section, meter, arch, args.device, tuple(args.sides), tuple(args.batches))
+                )
+            ]
+        if section == 'headline' and args.device == 'cuda':
+            results['large_lora'] = large_lora(meter, args.device)
+        file.write_text(json.dumps(results, indent=1) + '\n')
+        chart(results, file.with_suffix('.png'))
     print(f'\nWritten to {file} and {file.with_suffix(".png").name}.')
 
 

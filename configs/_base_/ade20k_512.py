@@ -1,5 +1,5 @@
-# ADE20K at data/ade/ADEChallengeData2016: images whose longer side is at most, or shorter side at least, 512 times 0.5 to 2,
-# padded to 512×512 and cropped. The published pipeline.
+# ADE20K at data/ade/ADEChallengeData2016: images whose longer side is 512 times 0.5 to 2, padded and cropped to 512×512;
+# evaluated with a shorter side of 512. The published pipeline.
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 scale = (2048, 512)

@@ -63,6 +63,6 @@ def _compare_batch(runner: Runner) -> None:
         fitting = '--auto-scale-lr' if base % processes else f'train_dataloader.batch_size={base // processes}'
         runner.logger.warning(
             f'The rates are for {base} images an iteration (auto_scale_lr.base_batch_size), and this run has '
-            f'{batch * processes}. Set {fitting}, or accumulative_counts and max_iters such that a step sees as many images '
-            f'and there are as many steps: docs/recipe.md.'
+            f'{batch * processes}. Set {fitting}; or accumulative_counts and max_iters such that a step sees as many images '
+            f'and there are as many steps, and auto_scale_lr.base_batch_size={batch * processes}: docs/recipe.md.'
         )

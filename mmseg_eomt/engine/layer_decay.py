@@ -46,7 +46,14 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         unknown = set(paramwise_cfg or {}) - set(options)
         if unknown:
             raise ValueError(f'paramwise_cfg of {type(self).__name__} takes {list(options)}, got {sorted(unknown)}.')
-        super().__init__(optim_wrapper_cfg, {**options, **(paramwise_cfg or {})})
+        options.update(paramwise_cfg or {})
+        strange = {key for custom in options['custom_keys'].values() for key in custom} - {'lr_mult', 'decay_mult'}
+        if strange or not options['layer_decay'] > 0:
+            raise ValueError(
+                f'layer_decay must be above 0, and custom_keys take lr_mult and decay_mult; got '
+                f'{options["layer_decay"]} and {sorted(strange)}.'
+            )
+        super().__init__(optim_wrapper_cfg, options)
         if self.base_lr is None:
             raise ValueError('optim_wrapper.optimizer needs an lr, from which the rates of the blocks are computed.')
 

@@ -29,7 +29,8 @@ from mmseg_eomt.adapters.checkpoint import (
 from mmseg_eomt.adapters.config import changes_base, lora_config, peft_config
 from mmseg_eomt.adapters.files import check_exportable, save_adapter
 from mmseg_eomt.adapters.inject import inject, modules_trained_whole
-from mmseg_eomt.adapters.names import adapter_names, plain_name, within
+from mmseg_eomt.adapters.merge import merge
+from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
@@ -46,9 +47,9 @@ class LoRAHook(Hook):
     A Runner wraps the model and builds optimizer and schedulers before it loads any weights. So in ``before_run``, ahead of
     the other hooks, this one brings the base weights in, injects the adapters, wraps the model anew and rebuilds optimizer
     and schedulers from the config: they, the checkpoints, an EMA copy and evaluation all see the adapted model. When testing
-    it adapts the model as the checkpoint needs it, and not at all for a plain or merged one. It prints what trains and what
-    is frozen, writes the same in full to ``adapters.txt`` in the work directory, and keeps the statistics of frozen batch
-    norms as they are.
+    it adapts the model as the checkpoint needs it, not at all for a plain or merged one, and merges the adapters once
+    loaded. It prints what trains and what is frozen, writes the same in full to ``adapters.txt`` in the work directory, and
+    keeps the statistics of frozen batch norms as they are.
 
     Args:
         r: LoRA's rank. Default: 16.
@@ -282,6 +283,11 @@ class LoRAHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Evaluation draws nothing from the training's random numbers."""
         self.random_state.keep()
+        self._merge(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        """See :meth:`_merge`."""
+        self._merge(runner)
 
     def after_val(self, runner: Runner) -> None:
         """See :meth:`before_val`."""
@@ -302,6 +308,17 @@ class LoRAHook(Hook):
                 checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.', new_run)
         check_weights(runner, checkpoint)
         self.random_state.load(runner, checkpoint)
+
+    def _merge(self, runner: Runner) -> None:
+        """Put the adapters into the weights where nothing is trained: beside them they would take time."""
+        model = segmentor_of(runner)
+        averaged = any(isinstance(hook, EMAHook) for hook in runner.hooks)  # it exchanges parameters with a copy's
+        if self._trained or averaged or self.base_precision != 'fp32' or not tuner_layers(model):
+            return
+        try:
+            merge(model)
+        except ValueError as error:
+            runner.logger.info(f'The adapters stay beside the weights: {error}')
 
     @staticmethod
     def _rebuild_optimizer(runner: Runner) -> None:

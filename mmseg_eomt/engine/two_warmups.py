@@ -59,6 +59,21 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
             raise ValueError("TwoWarmupsPolyLR needs optim_wrapper.constructor='EoMTOptimWrapperConstructor'.")
         super().__init__(optimizer, begin=begin, end=end, last_step=last_step, by_epoch=by_epoch, verbose=verbose)
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint's step.
+
+        Raises:
+            ValueError: If it was saved in a run of another length, accumulation or schedule: its steps would be others.
+        """
+        for name in ('warmup_steps', 'power', 'begin', 'end', 'accumulative_counts'):
+            saved, own = state_dict[name], getattr(self, name)
+            if saved != own:
+                raise ValueError(
+                    f'The run to resume had {name}={saved} in its TwoWarmupsPolyLR, here it is {own}: set the same (end is '
+                    f'max_iters), or start a new run from the checkpoint with load_from.'
+                )
+        super().load_state_dict(state_dict)
+
     def _get_value(self) -> list[float]:
         step = self.last_step // self.accumulative_counts
         first, second = self.warmup_steps
@@ -70,6 +85,8 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
     def _share(self, step: int, warmup: int, num_steps: int | None = None) -> float:
         """Rate after ``step`` of ``num_steps`` as a share of the highest."""
         num_steps = self.num_steps if num_steps is None else num_steps
+        if step < 0:
+            return 0.0
         if step < warmup:
-            return max(step, 0) / warmup
+            return step / warmup
         return (1 - (step - warmup) / (num_steps - warmup)) ** self.power

@@ -13,7 +13,7 @@ from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.assembly import pixel_scores
 from mmseg_eomt.models.layers import init_vit_linears, recomputed
 from mmseg_eomt.models.losses import MaskClassificationLoss
-from mmseg_eomt.models.mask_module import mask_head, mask_logits, upscale
+from mmseg_eomt.models.mask_module import Upscale, mask_head
 from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
 from mmseg_eomt.models.targets import SemanticTargets
 from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
@@ -114,7 +114,7 @@ class EoMTHead(BaseModule):
         self.query_embed = nn.Embedding(num_queries, dims)
         self.class_head = nn.Linear(dims, num_classes + 1)
         self.mask_head = mask_head(dims)
-        self.upscale = upscale(dims, patch_size)
+        self.upscale = Upscale(dims, patch_size)
         self.criterion = MaskClassificationLoss(
             num_classes,
             num_points,
@@ -212,7 +212,7 @@ class EoMTHead(BaseModule):
         x = self.norm(x)
         queries = x[:, : self.num_queries]
         patches = x[:, -grid[0] * grid[1] :].unflatten(1, grid)
-        return mask_logits(self.mask_head(queries), patches, self.upscale), self.class_head(queries)
+        return self.upscale(self.mask_head(queries), patches), self.class_head(queries)
 
     @torch.no_grad()
     def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float) -> Tensor:

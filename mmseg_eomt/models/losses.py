@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.models.matching import assign, pairwise_costs
 from mmseg_eomt.models.targets import SemanticTargets, sample_maps
 
-MASKS_AT_ONCE = 8  # whose candidate points and full-size targets are held
+MASKS_AT_ONCE = 8  # whose candidate points and full-size targets are held on a CPU; eight times as many elsewhere
 
 
 class MaskClassificationLoss(nn.Module):
@@ -152,10 +152,11 @@ class MaskClassificationLoss(nn.Module):
             zero = matched.sum().expand(num_layers)
             return zero, zero
         images, classes = matches[..., 0].flatten(), matches[..., 2].flatten()
-        placed = itertools.repeat(None) if points is None else points.split(MASKS_AT_ONCE)
+        at_once = MASKS_AT_ONCE * (1 if matched.device.type == 'cpu' else 8)
+        placed = itertools.repeat(None) if points is None else points.split(at_once)
         rows = []
         # some masks at a time: their points outgrow the caches, and at once would take more memory than the model
-        for some, image, label, place in zip(*(part.split(MASKS_AT_ONCE) for part in (matched, images, classes)), placed):
+        for some, image, label, place in zip(*(part.split(at_once) for part in (matched, images, classes)), placed):
             place = self.draw_points(some, scale) if place is None else place
             target = targets.sample_each(image, label, place)
             logits = sample_maps(some[:, None], place * scale).squeeze(1)

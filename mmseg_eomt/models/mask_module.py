@@ -2,13 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mmseg_eomt.models.layers import has_hooks
 
 STRIP_ELEMENTS = 7 * 2**20  # of the largest map computed at once on a CPU, 28 MB: from 32 MB on, glibc asks for new pages
 
@@ -35,12 +36,17 @@ class ScaleBlock(nn.Module):
         return self.conv1.weight.permute(2, 3, 1, 0).flatten(0, 2), self.conv1.bias.repeat(4)
 
     def is_plain(self) -> bool:
-        """Whether the layers are as they were built: PEFT may have put adapters in."""
-        return type(self.conv2) is nn.Conv2d and type(self.norm) is nn.LayerNorm
+        """Whether the block is as it was built: PEFT may have put layers in, and others hooks on them."""
+        layers = (self, self.conv1, self.conv2, self.norm)
+        kinds = (ScaleBlock, nn.ConvTranspose2d, nn.Conv2d, nn.LayerNorm)
+        return all(type(layer) is kind and not has_hooks(layer) for layer, kind in zip(layers, kinds))
 
     def forward(self, x: Tensor) -> Tensor:
         B, h, w, C = x.shape
-        x = F.linear(x, *self.linear()).view(B, h, w, 2, 2, C).permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, C)
+        if type(self.conv1) is nn.ConvTranspose2d:
+            x = F.linear(x, *self.linear()).view(B, h, w, 2, 2, C).permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, C)
+        else:
+            x = self.conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(self.conv2(F.gelu(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
@@ -57,10 +63,12 @@ class _Refine(torch.autograd.Function):
         ctx: Any, x: Tensor, conv: Tensor, scale: Tensor, shift: Tensor, eps: float, queries: Tensor | None
     ) -> Tensor:
         C = len(scale)
-        maps = F.conv2d(_activated(x, C).permute(0, 3, 1, 2), conv, padding=1, groups=C).permute(0, 2, 3, 1)
-        out, mean, rstd = torch.native_layer_norm(maps, (C,), scale, shift, eps)
-        ctx.save_for_backward(x, maps, mean, rstd, conv, scale, shift, queries)
-        return out if queries is None else _dot(queries, out)
+        with torch.autocast(x.device.type, enabled=False):  # on a GPU it would make the norm's result fp32
+            maps = F.conv2d(_activated(x, C).permute(0, 3, 1, 2), conv, padding=1, groups=C).permute(0, 2, 3, 1)
+            out, mean, rstd = torch.native_layer_norm(maps, (C,), scale, shift, eps)
+            ctx.save_for_backward(x, maps, mean, rstd, conv, scale, shift, queries)
+            ctx.eps = eps
+            return out if queries is None else _dot(queries, out)
 
     @staticmethod
     @once_differentiable
@@ -69,8 +77,10 @@ class _Refine(torch.autograd.Function):
         (B, h, w), C = x.shape[:3], len(scale)
         grad_queries = None
         if queries is not None:
-            grad, grad_queries = _dot_backward(grad.flatten(2), queries, maps, mean, rstd, scale, shift)
+            out = torch.native_layer_norm(maps, (C,), scale, shift, ctx.eps)[0]
+            grad, grad_queries = _dot_backward(grad.flatten(2), queries, out.flatten(1, 2))
             grad = grad.view(maps.shape)
+            del out
         aten = torch.ops.aten
         grad, grad_scale, grad_shift = aten.native_layer_norm_backward(
             grad.contiguous(), maps, (C,), mean, rstd, scale, shift, [True, True, True]
@@ -109,22 +119,17 @@ def _dot(queries: Tensor, maps: Tensor) -> Tensor:
     return torch.bmm(queries, maps.flatten(1, 2).transpose(1, 2)).unflatten(2, maps.shape[1:3])
 
 
-def _dot_backward(
-    grad: Tensor, queries: Tensor, maps: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the normalised maps (B, h·w, C) and the queries (B, Q, C) from the logits' (B, Q, h·w).
+def _dot_backward(grad: Tensor, queries: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the maps (B, h·w, C) and the queries (B, Q, C) from the logits' (B, Q, h·w).
 
-    The product with the normalised maps needs no such maps: norms are linear in what they normalise. Most queries are
-    matched to nothing and have no gradient; on a CPU, where looking costs little, they are left out.
+    Most queries are matched to nothing and have no gradient; on a CPU, where looking costs little, they are left out.
     """
     matched: Tensor | slice = slice(None)
     if len(grad) == 1 and _on_cpu(grad):
         matched = grad[0].any(1).nonzero()[:, 0]
     part = grad[:, matched]
-    scaled = part * rstd.to(part.dtype).flatten(1)[:, None]
-    centred = torch.bmm(scaled, maps.flatten(1, 2)) - torch.bmm(scaled, mean.to(part.dtype).flatten(1)[..., None])
     grad_queries = torch.zeros_like(queries)
-    grad_queries[:, matched] = centred * scale + part.sum(-1, keepdim=True) * shift
+    grad_queries[:, matched] = torch.bmm(part, maps)
     return torch.bmm(part.transpose(1, 2), queries[:, matched]), grad_queries
 
 
@@ -143,50 +148,55 @@ def mask_head(embed_dims: int) -> nn.Sequential:
     )
 
 
-def upscale(embed_dims: int, patch_size: int) -> nn.Sequential:
-    """The ``max(1, log2(patch_size) - 2)`` scale blocks that bring patches to a quarter of the image's side or finer."""
-    return nn.Sequential(*[ScaleBlock(embed_dims) for _ in range(max(1, int(math.log2(patch_size)) - 2))])
-
-
-def mask_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock]) -> Tensor:
-    """Read each query's mask out of the upscaled patches.
+class Upscale(nn.Sequential):
+    """Scale blocks that bring patches to a quarter of the image's side or finer, and the queries' dot product with them.
 
     For the backward pass two maps a block are kept in place of four. On a CPU, one image and some rows are computed at a
-    time: maps of a size that the allocator keeps at hand, where new pages for a whole batch take up to a third of the time.
-    The numbers are those of ``queries · blocks(patches)``; docs/performance.md has what it brings.
+    time, in memory that the allocator keeps at hand. The numbers are those of ``queries · blocks(patches)``;
+    docs/performance.md has what it brings.
 
     Args:
-        queries: Vectors of the queries (B, Q, C), as :func:`mask_head` returns.
-        patches: (B, h, w, C).
-        blocks: :func:`upscale`'s, n of them.
-
-    Returns:
-        (B, Q, 2ⁿ·h, 2ⁿ·w).
+        embed_dims: Width of a token.
+        patch_size: Side of a patch in pixels; it makes n = ``max(1, log2(patch_size) - 2)`` blocks.
     """
-    if torch.compiler.is_compiling() or not all(block.is_plain() for block in blocks):
-        return _dot(queries, nn.Sequential(*blocks)(patches))
-    rows = patches.shape[1]
-    if not _on_cpu(patches):
-        return _rows_of_logits(queries, patches, blocks, 0, rows)
-    num_strips = min(rows, -(-patches[0].numel() * 4 ** len(blocks) // STRIP_ELEMENTS))
-    edges = [rows * i // num_strips for i in range(num_strips + 1)]
-    images = zip(queries.split(1), patches.split(1))
-    return torch.cat(
-        [
-            torch.cat([_rows_of_logits(*image, blocks, low, high) for low, high in itertools.pairwise(edges)], dim=2)
-            for image in images
-        ]
-    )
+
+    def __init__(self, embed_dims: int, patch_size: int) -> None:
+        super().__init__(*[ScaleBlock(embed_dims) for _ in range(max(1, int(math.log2(patch_size)) - 2))])
+
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Read each query's mask out of the upscaled patches.
+
+        Args:
+            queries: Vectors of the queries (B, Q, C), as :func:`mask_head` returns.
+            patches: (B, h, w, C).
+
+        Returns:
+            (B, Q, 2ⁿ·h, 2ⁿ·w).
+        """
+        plain = all(isinstance(block, ScaleBlock) and block.is_plain() for block in self)
+        if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return _dot(queries, super().forward(patches))
+        rows = patches.shape[1]
+        if not _on_cpu(patches):
+            return _rows_of_logits(queries, patches, self, 0, rows)
+        num_strips = min(rows, -(-math.prod(patches.shape[1:]) * 4 ** len(self) // STRIP_ELEMENTS))
+        edges = [rows * i // num_strips for i in range(num_strips + 1)]
+        return torch.cat(
+            [
+                torch.cat([_rows_of_logits(*image, self, low, high) for low, high in itertools.pairwise(edges)], dim=2)
+                for image in zip(queries.split(1), patches.split(1))
+            ]
+        )
 
 
-def _rows_of_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock], low: int, high: int) -> Tensor:
+def _rows_of_logits(queries: Tensor, patches: Tensor, blocks: Upscale, low: int, high: int) -> Tensor:
     """Logits for the patches' rows from ``low`` to ``high``, with a row of neighbours on either side for convolving."""
     above, below = int(low > 0), int(high < patches.shape[1])
     x = patches[:, low - above : high + below]
-    for block in blocks:
+    for i, block in enumerate(blocks, 1):
         x = F.linear(x, *block.linear())  # in the lower precision of autocast, as is the rest
         weights = [weight.to(x.dtype) for weight in (block.conv2.weight, block.norm.weight, block.norm.bias)]
-        if block is blocks[-1]:
+        if i == len(blocks):
             logits = _Refine.apply(x, *weights, block.norm.eps, queries.to(x.dtype))
             return logits[:, :, 2 * above : logits.shape[2] - 2 * below]
         x = _Refine.apply(x, *weights, block.norm.eps, None)

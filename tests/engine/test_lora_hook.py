@@ -61,7 +61,8 @@ def test_evaluating_the_checkpoint_gives_the_predictions_of_the_end_of_training(
     tester = Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='test'))
     tester.test()
     for given, wanted in zip(score_maps(tester), expected):
-        assert torch.equal(given, wanted)
+        assert torch.allclose(given, wanted, atol=1e-5)  # the adapters are merged for evaluation
+    assert not adapter_names(tester.model)
 
     out = f'{runner.work_dir}/predictions'
     run_tool('tools/test.py', config_file(config), checkpoint, '--out', out, '--work-dir', f'{runner.work_dir}/test')
@@ -70,7 +71,7 @@ def test_evaluating_the_checkpoint_gives_the_predictions_of_the_end_of_training(
     names = sorted(sample.img_path for batch in runner.val_dataloader for sample in batch['data_samples'])
     for name, scores in zip(names, expected):
         saved = cv2.imread(f'{out}/{name.rsplit("/", 1)[1]}', cv2.IMREAD_GRAYSCALE)
-        assert torch.equal(torch.from_numpy(saved), scores.argmax(0).byte())
+        assert (torch.from_numpy(saved) == scores.argmax(0)).float().mean() > 0.999
 
 
 def test_a_resumed_run_goes_on_with_adapters_optimizer_and_rate(small_config, base):

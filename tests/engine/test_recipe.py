@@ -172,13 +172,35 @@ def test_a_run_follows_the_schedule_and_a_resumed_one_goes_on(lora, small_config
         return runner
 
     whole = run(12)
-    logged = whole.message_hub.get_scalar('train/lr').data[0]
-    assert len(logged) == 12
-    before = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    logged = list(whole.message_hub.get_scalar('train/lr').data[0])
+    assert max(logged) > 0
+    shares = [share for share in (0, 0, 0.5, 1, (2 / 3) ** 0.9, (1 / 3) ** 0.9) for _ in range(2)]  # two iterations a step
+    assert [rate / max(logged) for rate in logged] == pytest.approx(shares)
 
     resumed = Runner.from_cfg(small_config(lora=lora, max_iters=12, name='again', **recipe))
     resumed._load_from, resumed._resume = f'{whole.work_dir}/iter_6.pth', True
     resumed.train()
-    assert list(resumed.message_hub.get_scalar('train/lr').data[0])[-6:] == list(logged)[-6:]
-    after = resumed.model.state_dict()
-    assert before.keys() == after.keys()
+    assert list(resumed.message_hub.get_scalar('train/lr').data[0])[-6:] == logged[-6:]
+    steps = {int(state['step']) for state in resumed.optim_wrapper.optimizer.state_dict()['state'].values()}
+    assert steps == {6}
+
+    longer = Runner.from_cfg(small_config(lora=lora, max_iters=24, name='longer', **recipe))
+    longer._load_from, longer._resume = f'{whole.work_dir}/iter_6.pth', True
+    with pytest.raises(ValueError, match='had end=12 in its TwoWarmupsPolyLR, here it is 24'):
+        longer.train()
+
+
+def test_either_warm_up_may_be_left_out():
+    for warmups in ((0, 5), (5, 0), (0, 0)):
+        wrapper = optim_wrapper(segmentor())
+        scheduler = schedule(wrapper, warmup_steps=warmups, end=20)
+        for _ in range(19):
+            wrapper.optimizer.step()
+            scheduler.step()
+        assert all(0 < group['lr'] < 1e-5 for group in wrapper.optimizer.param_groups)
+
+
+@pytest.mark.parametrize('wrong', [dict(layer_decay=0.0), dict(layer_decay=-0.8), dict(custom_keys={'norm': dict(lr=1e-9)})])
+def test_rates_that_cannot_be_meant_are_refused(wrong):
+    with pytest.raises(ValueError, match='layer_decay must be above 0, and custom_keys take lr_mult and decay_mult'):
+        optim_wrapper(segmentor(), **wrong)

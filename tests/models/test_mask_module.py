@@ -1,18 +1,28 @@
 """What saves time and memory in the mask module gives the numbers of the module as it is written."""
 
+import io
+
 import pytest
 import torch
 from conftest import relative_error
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import prune
 
 from mmseg_eomt.models import mask_module
-from mmseg_eomt.models.mask_module import mask_logits, upscale
+from mmseg_eomt.models.mask_module import Upscale
 
 PRECISE = 1e-5
 
 
 def as_written(queries: torch.Tensor, patches: torch.Tensor, blocks: nn.Sequential) -> torch.Tensor:
-    return torch.einsum('bqc,bhwc->bqhw', queries, blocks(patches))
+    for block in blocks:
+        patches = block(patches)
+    return torch.einsum('bqc,bhwc->bqhw', queries, patches)
+
+
+def mask_logits(queries: torch.Tensor, patches: torch.Tensor, blocks: nn.Module) -> torch.Tensor:
+    return blocks(queries, patches)
 
 
 def gradients(function, inputs: tuple, blocks: nn.Sequential) -> dict[str, torch.Tensor]:
@@ -24,7 +34,7 @@ def gradients(function, inputs: tuple, blocks: nn.Sequential) -> dict[str, torch
 
 
 def example(rows: int = 7) -> tuple[tuple[torch.Tensor, torch.Tensor], nn.Sequential]:
-    blocks = upscale(16, 16)
+    blocks = Upscale(16, 16)
     return (torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, rows, 6, 16, requires_grad=True)), blocks
 
 
@@ -82,13 +92,63 @@ def test_half_as_much_is_kept_for_the_backward_pass():
 
 
 def test_a_layer_that_was_wrapped_is_not_passed_by():
-    class Doubled(nn.Conv2d):
+    class Adapted(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x) + 1
+            return super().forward(x) + x
 
     inputs, blocks = example()
-    blocks[1].conv2.__class__ = Doubled
-    assert relative_error(mask_logits(*inputs, blocks), as_written(*inputs, blocks)) < PRECISE
+    before = mask_logits(*inputs, blocks)
+    blocks[1].conv2.__class__ = Adapted
+    after = mask_logits(*inputs, blocks)
+    assert relative_error(after, as_written(*inputs, blocks)) < PRECISE
+    assert relative_error(after, before) > 0.01
+
+
+@pytest.mark.parametrize('layer', ['conv1', 'conv2', 'norm'])
+def test_what_hooks_do_to_a_layer_is_not_passed_by(layer):
+    inputs, blocks = example()
+    before = mask_logits(*inputs, blocks)
+    prune.l1_unstructured(blocks[0].get_submodule(layer), 'weight', amount=0.5)
+    with torch.no_grad():
+        blocks[0].get_submodule(layer).weight_orig.mul_(3)
+    after = mask_logits(*inputs, blocks)
+    # conv1's weight is read, not its output: pruning sets it anew with each call of the layer
+    assert layer == 'conv1' or relative_error(after, before) > 0.01
+    assert relative_error(after, as_written(*inputs, blocks)) < PRECISE
+
+
+def test_the_module_may_be_wrapped_as_a_whole():
+    inputs, blocks = example()
+    expected = mask_logits(*inputs, blocks)
+    holder = nn.ModuleDict(dict(linear=nn.Linear(2, 2), upscale=blocks))
+    config = LoraConfig(target_modules=['linear'], modules_to_save=['upscale'])
+    wrapper = get_peft_model(holder, config).base_model.model['upscale']
+    assert type(wrapper) is not Upscale
+    assert torch.equal(wrapper(*inputs), expected)
+
+
+def test_a_traced_module_is_plain():
+    inputs, blocks = example()
+    traced = torch.jit.trace(blocks, inputs)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer)
+    assert relative_error(traced(*inputs), mask_logits(*inputs, blocks)) < PRECISE
+
+
+def test_norms_that_autocast_makes_fp32_do_not_mix_precisions(monkeypatch):
+    """On a GPU, native_layer_norm is among the functions whose result autocast makes fp32; on a CPU it is not."""
+    norm = torch.native_layer_norm
+
+    def as_on_a_gpu(x, shape, scale, shift, eps):
+        if torch.is_autocast_enabled('cpu'):
+            x, scale, shift = x.float(), scale.float(), shift.float()
+        return norm(x, shape, scale, shift, eps)
+
+    monkeypatch.setattr(torch, 'native_layer_norm', as_on_a_gpu)
+    inputs, blocks = example()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        given = gradients(mask_logits, inputs, blocks)
+    assert all(value.isfinite().all() for value in given.values())
 
 
 def test_the_lower_precision_of_autocast_is_kept():
