@@ -14,26 +14,23 @@ call takes above what the process has before it (on a GPU, above what is allocat
 - tricks: the headline step and an inference at 1024×1024 with one trick undone at a time; undoing the layout of the mask
   module undoes what stands on it.
 
-Each section runs in a process of its own. Prints tables and writes speed_<device>.json and speed_<device>.png. On a CPU the model
-is a ViT-S in fp32; on a GPU ViT-S, B and L in bf16; the total of its ViT-L with LoRA is without optimizer states. LoRA here is
-one pair of rank 16 on queries, keys and values together, in transformers one on each, as their layers are. Needs Linux for the
-memory of a CPU. Labels are blocks of 19 random classes, so that nearly all are present.
+Each section runs in a process of its own. Prints tables and writes speed_<device>.json and speed_<device>.png. On a
+CPU the model is a ViT-S in fp32; on a GPU ViT-S, B and L in bf16; the total of its ViT-L with LoRA is without
+optimizer states. LoRA here is one pair of rank 16 on queries, keys and values together, in transformers one on each,
+as their layers are. Needs Linux for the memory of a CPU. Labels are blocks of 19 random classes, so that nearly all
+are present.
 """
 
 import argparse
 import contextlib
 import copy
-import ctypes
 import gc
 import itertools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -42,198 +39,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
-from transformers import EomtConfig, EomtForUniversalSegmentation
+from torch import Tensor
 
 import mmseg_eomt  # noqa: F401  repairs what the toolbox needs
-from mmseg_eomt.adapters.config import lora_config
-from mmseg_eomt.adapters.inject import inject
+from benchmarks.candidates import (
+    QUERIES,
+    Ours,
+    check_losses,
+    check_scores,
+    example,
+    models,
+    scores_as_written,
+    step,
+    with_lora,
+)
+from benchmarks.meter import Meter
 from mmseg_eomt.models import assembly, eomt_head, layers, losses, mask_module
 from mmseg_eomt.models.arch import ARCHS
-from mmseg_eomt.models.eomt_head import EoMTHead
-from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.read import from_segmentor, recognise
 
 RESULTS = Path(__file__).with_name('results')
-CLASSES, QUERIES, JOINT = 19, 100, 4
-NEW_PARTS = [f'decode_head.{part}' for part in ('query_embed', 'class_head', 'mask_head', 'upscale')]
 SECTIONS = ('headline', 'inference', 'training', 'assembly', 'tricks')
-Calls = dict[str, Callable[[], object]]
-
-
-def lowered(image: Tensor) -> contextlib.AbstractContextManager:
-    """bf16 for a forward pass on a GPU."""
-    return torch.autocast('cuda', torch.bfloat16) if image.is_cuda else contextlib.nullcontext()
-
-
-class Ours(nn.Module):
-    """Backbone and head, as the stock EncoderDecoder holds them."""
-
-    def __init__(self, arch: str, side: int) -> None:
-        super().__init__()
-        self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
-        self.decode_head = EoMTHead(CLASSES, arch, num_joint_blocks=JOINT, num_queries=QUERIES)
-
-    def scores(self, image: Tensor) -> Tensor:
-        with lowered(image):
-            return self.decode_head.predict(self.backbone(image), [dict(img_shape=tuple(image.shape[-2:]))], {})
-
-    def loss(self, image: Tensor, labels: Tensor) -> Tensor:
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
-        with lowered(image):
-            return sum(self.decode_head.loss(self.backbone(image), samples, {}).values())
-
-    def recompute(self, again: bool) -> None:
-        self.backbone.with_cp = self.decode_head.with_cp = again
-
-
-class Theirs(nn.Module):
-    """Hugging Face's model, and the per-pixel scores by the formula as it is written."""
-
-    def __init__(self, arch: str, side: int) -> None:
-        super().__init__()
-        size = ARCHS[arch]
-        self.model = EomtForUniversalSegmentation(
-            EomtConfig(
-                hidden_size=size.embed_dims,
-                num_hidden_layers=size.num_layers,
-                num_attention_heads=size.num_heads,
-                num_blocks=JOINT,
-                num_labels=CLASSES,
-                num_queries=QUERIES,
-                image_size=side,
-                attn_implementation='sdpa',
-            )
-        )
-
-    def scores(self, image: Tensor) -> Tensor:
-        with lowered(image):
-            out = self.model(image)
-            return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
-
-    def loss(self, image: Tensor, labels: Tensor) -> Tensor:
-        classes = [label.unique() for label in labels]
-        masks = [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)]
-        with lowered(image):
-            return self.model(image, mask_labels=masks, class_labels=classes).loss
-
-
-def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
-    masks = F.interpolate(masks, size=size, mode='bilinear')
-    return torch.einsum('bqc,bqhw->bchw', classes.softmax(-1)[..., :-1], masks.sigmoid())
-
-
-def models(arch: str, side: int, device: str) -> tuple[Ours, Theirs]:
-    """Both with the same weights, in training, with every query masked in every joint block."""
-    torch.manual_seed(0)
-    ours, theirs = Ours(arch, side), Theirs(arch, side)
-    for parameter in ours.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
-    weights = recognise(theirs.model.state_dict()).write(from_segmentor(ours.state_dict()))
-    weights['attn_mask_probs'].fill_(1)
-    missing, unexpected = theirs.model.load_state_dict(weights, strict=False)
-    assert (missing, unexpected) == (['criterion.empty_weight'], []), (missing, unexpected)
-    return ours.to(device).train(), theirs.to(device).train()
-
-
-def example(side: int, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, side, side) and labels (B, 1, side, side) in 8×8 blocks."""
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(0, CLASSES, (batch, 1, 8, 8), generator=generator).float()
-    labels = F.interpolate(labels, (side, side)).long()
-    return torch.randn(batch, 3, side, side, generator=generator).to(device), labels.to(device)
-
-
-def with_lora(ours: Ours, theirs: Theirs) -> tuple[Ours, Theirs]:
-    """Copies with adapters of rank 16 in the attention layers and the new parts trained, the rest frozen."""
-    ours, theirs = copy.deepcopy(ours), copy.deepcopy(theirs)
-    config = dict(r=16, lora_alpha=32, lora_dropout=0.05)
-    inject(ours, lora_config(**config, target_modules=('qkv', 'proj'), exclude_modules=('patch_embed.proj',)), NEW_PARTS)
-    inject_adapter_in_model(LoraConfig(**config, target_modules=['q_proj', 'k_proj', 'v_proj', 'out_proj']), theirs.model)
-    for name, parameter in theirs.model.named_parameters():
-        if name.startswith(('query.', 'upscale_block.', 'mask_head.', 'class_predictor.')):
-            parameter.requires_grad_(True)
-    return ours, theirs
-
-
-def step(model: Ours | Theirs, image: Tensor, labels: Tensor) -> None:
-    """Forward, losses of all layers, backward; the gradients are let go, so that each step's memory includes its own."""
-    model.loss(image, labels).backward()
-    model.zero_grad(set_to_none=True)
-
-
-def check_scores(ours: Ours, theirs: Theirs, image: Tensor) -> float:
-    """Largest difference of the class scores over the largest score, without masks; ends the run where they differ."""
-    theirs.model.attn_mask_probs.zero_()
-    with torch.no_grad():
-        expected = theirs.eval().scores(image)
-        error = float((ours.eval().scores(image) - expected).abs().max() / expected.abs().max())
-    theirs.model.attn_mask_probs.fill_(1)
-    limit = 1e-4 if expected.dtype == torch.float32 else 5e-2
-    if not error < limit:
-        sys.exit(f'The class scores differ by {error:.1e} of the largest: there is nothing to time.')
-    return error
-
-
-def check_losses(ours: Ours, theirs: Theirs, image: Tensor, labels: Tensor) -> float:
-    """Relative difference of the losses of a masked training step, each at random points of its own."""
-    with torch.no_grad():
-        expected = float(theirs.train().loss(image, labels))
-        error = abs(float(ours.train().loss(image, labels)) / expected - 1)
-    if not error < 0.02:
-        sys.exit(f'The losses differ by {error:.1%}: there is nothing to time.')
-    return error
-
-
-class Meter:
-    """Takes turns, and the times and peaks of what it is given."""
-
-    def __init__(self, device: str, rounds: int) -> None:
-        self.device, self.rounds = device, rounds
-
-    def __call__(self, calls: Calls) -> dict[str, dict[str, float]]:
-        """Median seconds and peak MB of each call."""
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(self.rounds + 1):
-            for name, call in calls.items():
-                self._wait()
-                start = time.perf_counter()
-                call()
-                self._wait()
-                seconds[name].append(time.perf_counter() - start)
-        return {
-            name: dict(seconds=round(statistics.median(seconds[name][1:]), 4), peak_mb=self._peak(call))
-            for name, call in calls.items()
-        }
-
-    def _wait(self) -> None:
-        if self.device == 'cuda':
-            torch.cuda.synchronize()
-
-    def _peak(self, call: Callable[[], object]) -> int | None:
-        gc.collect()
-        if self.device == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            call()
-            return round((torch.cuda.max_memory_allocated() - before) / 2**20)
-        if not Path('/proc/self/clear_refs').exists():
-            call()
-            return None
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')  # the highest memory counts from here
-        before = _memory('VmRSS')
-        call()
-        return round((_memory('VmHWM') - before) / 1024)
-
-
-def _memory(field: str) -> int:
-    """Of this process, in kB."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f'{field}:'))
 
 
 def row(title: str, **figures: object) -> dict:
