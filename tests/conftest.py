@@ -1,5 +1,6 @@
 """Made data, a small model's config and the tools as a user runs them."""
 
+import copy
 import itertools
 import os
 import subprocess
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mmseg_eomt  # noqa: F401  registers models and hooks
+from mmseg_eomt.adapters import merge
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'tests' / 'data'
@@ -32,6 +34,13 @@ def reference(name: str) -> dict:
 def relative_error(given: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest expected value."""
     return float((given - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+def merged(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """An adapted model's weights with the adapters in them, as evaluation alone has them."""
+    model = copy.deepcopy(model)
+    merge(model)
+    return model.state_dict()
 
 
 def run_tool(*args: object, check: bool = True, **env: str) -> subprocess.CompletedProcess:

@@ -110,7 +110,8 @@ def test_an_adapter_that_peft_has_trained_loads_into_ours(small_config, base, se
         runner = Runner.from_cfg(small_config(lora=True, load_from=str(tmp_path / 'theirs'), **changes))
         runner.test()
         ours = runner.model
-    assert torch.equal(scores(ours, image), expected)
+    # the runner has merged it
+    assert torch.allclose(scores(ours, image), expected, rtol=0, atol=1e-5 if way == 'runner' else 0)
 
 
 def test_adapters_are_not_put_on_another_base(lora, segmentor):
