@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -19,17 +20,24 @@ class Meter:
         self.device, self.rounds = device, rounds
 
     def __call__(self, calls: Calls) -> dict[str, dict[str, float]]:
-        """Median seconds and peak MB of each call."""
+        """Median seconds and MB of new pages, and peak MB of each call."""
         seconds: dict[str, list[float]] = {name: [] for name in calls}
+        pages: dict[str, list[int]] = {name: [] for name in calls}
         for _ in range(self.rounds + 1):
             for name, call in calls.items():
                 self._wait()
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 start = time.perf_counter()
                 call()
                 self._wait()
                 seconds[name].append(time.perf_counter() - start)
+                pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         return {
-            name: dict(seconds=round(statistics.median(seconds[name][1:]), 4), peak_mb=self._peak(call))
+            name: dict(
+                seconds=round(statistics.median(seconds[name][1:]), 4),
+                new_pages_mb=round(statistics.median(pages[name][1:]) * resource.getpagesize() / 2**20),
+                peak_mb=self._peak(call),
+            )
             for name, call in calls.items()
         }
 
