@@ -22,7 +22,7 @@ def table(section: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize('section', ['headline', 'inference', 'assembly', 'tricks'])
+@pytest.mark.parametrize('section', ['headline', 'inference', 'training', 'assembly', 'tricks'])
 def test_the_page_shows_what_was_measured(section):
     rows = table(section)
     assert len(rows) > 3
