@@ -349,27 +349,22 @@ def main() -> None:
     print(results['device'], results['precision'], results['versions'])
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f'speed_{args.device}.json'
-    if file.is_file() and set(args.only) != set(SECTIONS):
+    if file.is_file():  # with the other sections
         results = {**json.loads(file.read_text()), **results}
-    for section in args.only:
-        print(f'\n{section}', flush=True)
-        if section == 'assembly':
-            results[section] = assemble(meter, args.device)
-        else:
-            run = dict(headline=headline, tricks=tricks).get(section)
-            results[section] = [
-                line
-                for arch in archs
-                for line in (
-                    run(meter, arch, args.device)
-                    if run
-                    else sweep(section, meter, arch, args.device, tuple(args.sides), tuple(args.batches))
-                )
-            ]
-        if section == 'headline' and args.device == 'cuda':
-            results['large_lora'] = large_lora(meter, args.device)
-        file.write_text(json.dumps(results, indent=1) + '\n')
-        chart(results, file.with_suffix('.png'))
+    (section,) = args.only
+    print(f'\n{section}', flush=True)
+    if section == 'assembly':
+        results[section] = assemble(meter, args.device)
+    elif section in ('headline', 'tricks'):
+        measure = headline if section == 'headline' else tricks
+        results[section] = [line for arch in archs for line in measure(meter, arch, args.device)]
+    else:
+        sizes = (tuple(args.sides), tuple(args.batches))
+        results[section] = [line for arch in archs for line in sweep(section, meter, arch, args.device, *sizes)]
+    if section == 'headline' and args.device == 'cuda':
+        results['large_lora'] = large_lora(meter, args.device)
+    file.write_text(json.dumps(results, indent=1) + '\n')
+    chart(results, file.with_suffix('.png'))
     print(f'\nWritten to {file} and {file.with_suffix(".png").name}.')
 
 

@@ -1,10 +1,3 @@
 # EoMT, DINOv2 ViT-S, Cityscapes with 640×640 crops, all parameters trained.
-_base_ = 'eomt_cityscapes.py'
-parts = dict(
-    arch='small',
-    num_joint_blocks=3,
-    init_cfg=dict(
-        type='Pretrained', checkpoint='https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth'
-    ),
-)
-model = dict(backbone=parts, decode_head=parts)
+_base_ = ['eomt_cityscapes.py', '_base_/dinov2-s.py']
+model = dict(backbone=_base_.parts, decode_head=_base_.parts)

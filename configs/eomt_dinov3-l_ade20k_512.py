@@ -1,11 +1,5 @@
 # EoMT, DINOv3 ViT-L, ADE20K with 512×512 crops, all parameters trained: a published model.
-_base_ = 'eomt_ade20k_512.py'
-parts = dict(
-    arch='dinov3_large',
-    num_joint_blocks=4,
-    init_cfg=dict(type='Pretrained', checkpoint='hf://facebook/dinov3-vitl16-pretrain-lvd1689m'),
-)
-model = dict(backbone=parts, decode_head=parts)
-# rates of the authors' DINOv3 models: joint blocks at the full rate, longer warm-ups
-optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_joint_blocks=False))
-param_scheduler = [dict(type='TwoWarmupsPolyLR', warmup_steps=(2000, 3000), power=0.9, by_epoch=False)]
+_base_ = ['eomt_ade20k_512.py', '_base_/dinov3-l.py', '_base_/dinov3_rates.py']
+model = dict(backbone=_base_.parts, decode_head=_base_.parts)
+optim_wrapper = _base_.rates
+param_scheduler = _base_.warmups

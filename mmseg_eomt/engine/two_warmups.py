@@ -77,14 +77,16 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
     def _get_value(self) -> list[float]:
         step = self.last_step // self.accumulative_counts
         first, second = self.warmup_steps
-        share = {NEW: self._share(step, first), PRETRAINED: self._share(step - first, second, self.num_steps - first)}
+        share = {
+            NEW: self._share(step, first, self.num_steps),
+            PRETRAINED: self._share(step - first, second, self.num_steps - first),
+        }
         # the wrapper adds a group without parameters or part, whose rate is logged as base_lr
         parts = [group.get('part', NEW) for group in self.optimizer.param_groups]
         return [base * share[part] for base, part in zip(self.base_values, parts)]
 
-    def _share(self, step: int, warmup: int, num_steps: int | None = None) -> float:
+    def _share(self, step: int, warmup: int, num_steps: int) -> float:
         """Rate after ``step`` of ``num_steps`` as a share of the highest."""
-        num_steps = self.num_steps if num_steps is None else num_steps
         if step < 0:
             return 0.0
         if step < warmup:

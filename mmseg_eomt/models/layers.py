@@ -96,7 +96,7 @@ class Attention(nn.Module):
             Tokens (B, N, embed_dims).
         """
         B, N, C = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         if qkv.device.type == 'cpu':
             qkv = qkv.contiguous()  # rows of one head side by side are read faster at 1024×1024, the copy included
         q, k, v = qkv.unbind(0)

@@ -34,17 +34,16 @@ class SemanticTargets:
         present.scatter_(1, labels.flatten(1), True)
         return cls(labels.int(), present[:, :num_classes], invalid.sum(), num_classes)
 
-    def corners(self, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The four pixels around each point and their bilinear weights.
 
         Places outside the image count as ignored, as zero padding of a mask does.
 
         Args:
-            images: (N,) indices of the images that the rows of ``points`` lie in.
-            points: (N, P, 2), x then y, from 0 to 1 across the image.
+            points: (B, P, 2), x then y, from 0 to 1 across the image.
 
         Returns:
-            Labels and weights, both (N, 4, P).
+            Labels and weights, both (B, 4, P).
         """
         height, width = self.labels.shape[1:]
         scale = points.new_tensor((width, height))
@@ -52,6 +51,7 @@ class SemanticTargets:
         low = position.floor()
         share = position - low
         low = low.long()
+        images = torch.arange(len(points), device=points.device)
         labels, weights = [], []
         for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
             x, y = low[..., 0] + dx, low[..., 1] + dy
@@ -63,7 +63,7 @@ class SemanticTargets:
 
     def sample_all(self, points: Tensor) -> Tensor:
         """Every class's mask at points (B, P, 2), one set an image: (B, num_classes, P)."""
-        labels, weights = self.corners(torch.arange(len(points), device=points.device), points)
+        labels, weights = self.corners(points)
         masks = weights.new_zeros(len(points), self.num_classes + 1, points.shape[1])
         for corner in range(4):
             masks.scatter_add_(1, labels[:, corner : corner + 1], weights[:, corner : corner + 1])
