@@ -5,7 +5,8 @@ from mmseg_eomt import compat
 compat.apply()
 
 from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
-from mmseg_eomt.data import EoMTColorJitter  # noqa: E402
+from mmseg_eomt.data import DataCheckHook, EoMTColorJitter  # noqa: E402
+from mmseg_eomt.data.empty import explain_empty_datasets  # noqa: E402
 from mmseg_eomt.engine import (  # noqa: E402
     EoMTOptimWrapperConstructor,
     LoRAHook,
@@ -19,9 +20,11 @@ from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 register_sources()
 load_adapters_or_refuse()
 check_every_run()
+explain_empty_datasets()
 
 __version__ = '0.1.0'
 __all__ = [
+    'DataCheckHook',
     'EoMTColorJitter',
     'EoMTHead',
     'EoMTOptimWrapperConstructor',

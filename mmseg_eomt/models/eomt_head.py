@@ -248,7 +248,14 @@ class EoMTHead(BaseModule):
         grid = self._map_size(feats)
         height, width = self._size_on_grid(labels.shape[-2:], grid)
         extent = (labels.shape[-1] / width, labels.shape[-2] / height)
-        layers = self.criterion(masks, classes, targets, extent)
+        try:
+            layers = self.criterion(masks, classes, targets, extent)
+        except ValueError as error:
+            bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))
+            files = [sample.metainfo.get('seg_map_path') for sample, some in zip(batch_data_samples, bad) if some.any()]
+            if not files:
+                raise
+            raise ValueError(f'{error} They are in {", ".join(map(str, files))}.') from error
         losses = layers.pop()
         for i, layer in enumerate(layers):
             losses.update({f'd{i}.{name}': value for name, value in layer.items()})
