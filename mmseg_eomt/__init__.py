@@ -5,6 +5,7 @@ from mmseg_eomt import compat
 compat.apply()
 
 from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
+from mmseg_eomt.configs import find_own_configs  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter  # noqa: E402
 from mmseg_eomt.data.empty import explain_empty_datasets  # noqa: E402
 from mmseg_eomt.engine import (  # noqa: E402
@@ -21,6 +22,7 @@ register_sources()
 load_adapters_or_refuse()
 check_every_run()
 explain_empty_datasets()
+find_own_configs()
 
 __version__ = '0.1.0'
 __all__ = [

@@ -156,16 +156,17 @@ class EoMTHead(BaseModule):
         # plain numbers beside the buffer, so that a training step does not wait for the device to read them
         self.mask_probs = tuple(self.attn_mask_probs.tolist())
 
-    def forward(self, feats: Features) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, feats: Features, every_layer: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Predict masks and classes.
 
         Args:
             feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w), or a list of a map, prefix tokens
                 (B, P, C) and, where the blocks need it, the rotary position embedding (2, h · w, d).
+            every_layer: Whether evaluation predicts before each joint block too, as training does. Default: False.
 
         Returns:
             Mask logits (B, Q, s·h, s·w), s = 4 for patch size 16, and class logits (B, Q, K + 1): lists of J + 1 layers in
-            training, of the last one alone in evaluation.
+            training and with ``every_layer``, else of the last one alone.
         """
         feature, prefix, rope = self._split(feats[self.in_index])
         grid = feature.shape[-2:]
@@ -177,9 +178,9 @@ class EoMTHead(BaseModule):
         predictions = []
         for block, prob in zip(self.blocks, self.mask_probs):
             query_mask = None
-            if self.training:
+            if self.training or every_layer:
                 predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
-                if prob > 0:
+                if self.training and prob > 0:
                     query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
             x = recomputed(self.with_cp, block, x, query_mask, rope)
         predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))

@@ -1,0 +1,68 @@
+"""A trained model, ready to predict."""
+
+import copy
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmseg.apis import init_model
+from mmseg.registry import DATASETS
+from mmseg.utils import register_all_modules
+from torch import nn
+
+from mmseg_eomt.adapters.merge import merge
+from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.data.labels import make_palette
+
+
+def load_model(config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build a model from a config, load a checkpoint of any kind, and merge its adapters.
+
+    Images go through the pipeline that the config evaluates with, ``test_dataloader.dataset.pipeline``, so that predictions
+    are those of the evaluation.
+
+    Args:
+        config: Path of the config, or ``mmseg_eomt::NAME``.
+        checkpoint: Path or address of the checkpoint.
+        device: Such as ``'cuda:1'``. Default: a GPU if there is one.
+        options: Settings of the config to change, ``{'a.b': value}``. Default: none.
+
+    Returns:
+        The segmentor in evaluation mode, with ``cfg`` and, in ``dataset_meta``, names and colours of the classes: those of
+        the config's test data, or of the checkpoint where the config names none.
+
+    Raises:
+        ValueError, RuntimeError: If the checkpoint does not fit, or classes and their names differ in number.
+    """
+    register_all_modules()
+    config = Config.fromfile(config)
+    config.merge_from_dict(options or {})
+    dataset = config.test_dataloader.dataset
+    while 'pipeline' not in dataset:  # concatenated or repeated
+        dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
+    config.test_pipeline = copy.deepcopy(dataset['pipeline'])
+    model = init_model(config, checkpoint, device=device or get_device())
+    model.dataset_meta = class_names(dataset) or model.dataset_meta
+    names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes
+    if len(names) != num_classes:
+        raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {list(names)}.')
+    if tuner_layers(model):
+        try:
+            merge(model)
+        except ValueError as error:
+            print_log(f'The adapters stay beside the weights: {error}', logger='current')
+    return model
+
+
+def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
+    """Names and colours of the classes that a dataset's config speaks of, or None if it names none."""
+    known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
+    given = dataset.get('metainfo') or {}
+    classes = given.get('classes') or known.get('classes')
+    if not classes:
+        return None
+    palette = given.get('palette')
+    if palette is None and list(classes) == list(known.get('classes') or ()):
+        palette = known.get('palette')
+    return dict(classes=list(classes), palette=[tuple(c) for c in palette or make_palette(len(classes))])

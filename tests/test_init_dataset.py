@@ -1,0 +1,293 @@
+"""tools/init_dataset.py finds what a folder holds, and its config trains."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL_ARCH
+from mmengine.config import Config
+from mmseg.registry import DATASETS
+from PIL import Image
+
+from mmseg_eomt.data.labels import IGNORED, make_palette, read_classes
+from mmseg_eomt.data.pairs import find_pairs
+
+CAMVID = ROOT.parent / 'shared' / 'camvid'
+CAMVID_CLASSES = 'sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist'
+COLOURS = {'void': (0, 0, 0), 'road': (128, 64, 128), 'car': (64, 0, 128)}
+
+
+def made(folder: Path, masks: dict[str, Image.Image], image_suffix: str = '.jpg', mask_suffix: str = '.png') -> tuple:
+    """Images of noise with masks, in ``folder/images`` and ``folder/masks``."""
+    rng = np.random.default_rng(0)
+    for name, mask in masks.items():
+        for kind, suffix in (('images', image_suffix), ('masks', mask_suffix)):
+            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(rng.integers(0, 256, (*mask.size[::-1], 3), np.uint8)) if kind == 'images' else mask
+            picture.save(folder / kind / f'{name}{suffix}')
+    return folder / 'images', folder / 'masks'
+
+
+def ids(*values: int, size: tuple[int, int] = (64, 96), dtype: type = np.uint8) -> Image.Image:
+    """A mask with stripes of ids."""
+    return Image.fromarray(np.resize(np.repeat(np.array(values, dtype), 8), size))
+
+
+def colours(*names: str) -> Image.Image:
+    stripes = np.resize(np.repeat(np.arange(len(names)), 8), (64, 96))
+    return Image.fromarray(np.array([COLOURS[name] for name in names], np.uint8)[stripes])
+
+
+@pytest.fixture
+def init_dataset(tmp_path, monkeypatch, capsys):
+    """Run the tool as a command in ``tmp_path``, within this process; its output and its last words."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    tool = importlib.import_module('init_dataset')
+
+    def run(*args: object, check: bool = True) -> str:
+        monkeypatch.setattr(sys, 'argv', ['init_dataset.py', *map(str, args)])
+        status = None
+        try:
+            tool.main()
+        except SystemExit as error:
+            status = error.code
+        assert (status is None) == check, status
+        return f'{capsys.readouterr().out}{status}'
+
+    return run
+
+
+def test_ids_are_taken_as_they_are_and_the_split_from_the_folders(init_dataset, tmp_path):
+    masks = {'train/a': ids(0, 1, 2), 'train/b': ids(1, 2), 'train/sub/c': ids(0, 255), 'val/d': ids(2, 0)}
+    images, folder = made(tmp_path, masks)
+    log = init_dataset(images, folder, '--classes', 'road,car,sky')
+
+    assert '4 images (….jpg) with masks (….png)' in log
+    assert 'sizes: 96×64 (4)' in log
+    assert re.search(r'1 +1 +car +\d+\.\d+% +2', log)
+    assert '3 images to train on, 1 to evaluate on' in log
+    assert 'not in the images for evaluation: car' in log
+    config = Config.fromfile(tmp_path / 'configs' / 'my_data.py')
+    assert config.classes == ['road', 'car', 'sky']
+    assert config.train_dataloader.dataset.data_prefix.seg_map_path == str(folder)
+    assert (tmp_path / 'data/my_data/train.txt').read_text().split() == ['train/a', 'train/b', 'train/sub/c']
+    assert (tmp_path / 'data/my_data/val.txt').read_text().split() == ['val/d']
+    assert Image.open(tmp_path / 'data/my_data/contact_sheet.png').width > 500
+    assert not (tmp_path / 'data/my_data/masks').exists()
+    assert 'python tools/train.py configs/my_data.py' in log
+
+
+KINDS = {
+    'colours': ([colours('void', 'road'), colours('car', 'road')], ['--ignore', '0,0,0'], [[255, 1], [0, 1]]),
+    'grey colours': ([ids(0, 1).convert('RGB'), ids(2, 1).convert('RGB')], [], [[0, 1], [2, 1]]),
+    'binary': ([ids(0, 255), ids(255, 0)], [], [[0, 1], [1, 0]]),
+    'gaps': ([ids(0, 7, 255), ids(33, 7)], [], [[0, 1, 255], [2, 1]]),
+    'two bytes': ([ids(0, 300, dtype=np.uint16), ids(1000, 300, dtype=np.uint16)], [], [[0, 1], [2, 1]]),
+    'an ignored id': ([ids(0, 1, 11), ids(2, 11)], ['--ignore', '11'], [[0, 1, 255], [2, 255]]),
+}
+
+
+@pytest.mark.parametrize(('masks', 'options', 'expected'), KINDS.values(), ids=KINDS)
+def test_other_masks_become_ids_and_the_given_ones_stay(init_dataset, tmp_path, masks, options, expected):
+    images, folder = made(tmp_path, dict(zip('ab', masks)))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    init_dataset(images, folder, *options)
+    for name, values in zip('ab', expected):
+        written = np.array(Image.open(tmp_path / 'data/my_data/masks' / f'{name}.png'))
+        assert written.dtype == np.uint8
+        assert (written == np.array(ids(*values))).all()
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+    config = Config.fromfile(tmp_path / 'configs' / 'my_data.py')
+    assert config.model.decode_head.num_classes == len({v for values in expected for v in values} - {255})
+    if 'car' in (tmp_path / 'configs' / 'my_data.py').read_text() or (masks[0].mode == 'RGB' and options):
+        assert config.palette == [(64, 0, 128), (128, 64, 128)]
+
+
+def test_masks_of_one_bit_are_taken_as_they_are(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 255).convert('1'), 'b': ids(255, 0).convert('1')})
+    init_dataset(images, folder)
+    dataset = DATASETS.build(
+        dict(Config.fromfile('configs/my_data.py').val_dataloader.dataset, pipeline=[dict(type='mmseg.LoadAnnotations')])
+    )
+    assert set(np.unique(dataset[0]['gt_seg_map'])) == {0, 1}
+
+
+def test_a_palette_gives_ids_and_the_colours(init_dataset, tmp_path):
+    mask = ids(0, 1).convert('P')
+    mask.putpalette([10, 20, 30, 200, 100, 50])
+    images, folder = made(tmp_path, {'a': mask, 'b': mask})
+    assert 'ids with a palette' in init_dataset(images, folder)
+    config = Config.fromfile(tmp_path / 'configs' / 'my_data.py')
+    assert config.palette == [(10, 20, 30), (200, 100, 50)]
+    assert config.train_dataloader.dataset.data_prefix.seg_map_path == str(folder)
+
+
+def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path):
+    masks = {name: ids(0, 1) for name in 'abcdef'}
+    images, folder = made(tmp_path, masks)
+    (images / 'a.jpg').write_bytes((images / 'a.jpg').read_bytes()[:500])
+    (folder / 'b.png').write_bytes(b'')
+    ids(0, 1, size=(10, 20)).save(folder / 'c.png')
+    ids(0, 9).save(folder / 'd.png')
+    (images / 'lone.jpg').write_bytes((images / 'b.jpg').read_bytes())
+    log = init_dataset(images, folder, '--classes', 'road,car', check=False)
+    assert '1 without a mask, left out: lone.jpg' in log
+    assert '4 of 6 images cannot be used' in log
+    for line in ('a.jpg: the image cannot be read', 'b.png: the mask is an empty file', 'c.png: the mask is 20×10 pixels'):
+        assert line in log
+    assert 'd.png: 9 is in neither --classes nor --ignore' in log
+    assert not (tmp_path / 'configs').exists()
+
+    log = init_dataset(images, folder, '--classes', 'road,car', '--skip-bad')
+    assert '1 images to train on, 1 to evaluate on' in log
+    kept = [(tmp_path / f'data/my_data/{split}.txt').read_text().strip() for split in ('train', 'val')]
+    assert sorted(kept) == ['e', 'f']
+
+
+def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 1), 'b': ids(0, 1)})
+    (tmp_path / 'empty').mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
+    made(tmp_path / 'noise', {'a': noise, 'b': noise})
+    made(tmp_path / 'jpeg', {'a': ids(0, 1), 'b': ids(0, 1)}, mask_suffix='_mask.jpg')
+    made(tmp_path / 'one', {'a': ids(0, 0), 'b': ids(0, 0)})
+    for arguments, message in (
+        ((images, tmp_path / 'none'), 'none is no folder'),
+        ((images, tmp_path / 'empty'), 'empty holds no image'),
+        ((images, tmp_path / 'one/masks', '--mask-suffix', '_x.png'), 'No mask has the name of an image. Images: a.jpg'),
+        ((tmp_path / 'noise/images', tmp_path / 'noise/masks'), 'colours. Are they photographs'),
+        ((tmp_path / 'jpeg/images', tmp_path / 'jpeg/masks'), 'JPEG changes values'),
+        ((tmp_path / 'one/images', tmp_path / 'one/masks'), 'needs 2 to 255 classes'),
+        ((images, folder, '--base', 'eomt_none.py'), '--base eomt_none.py is neither a file nor a config'),
+        ((images, folder, '--ignore', 'car'), "got 'car'"),
+    ):
+        log = init_dataset(*arguments, check=False)
+        assert message in log, log
+    init_dataset(images, folder)
+    assert 'exists: give another --name' in init_dataset(images, folder, check=False)
+    init_dataset(images, folder, '--force')
+
+
+def test_names_are_paired_by_what_they_share(tmp_path):
+    images, folder = made(tmp_path, {'s/1': ids(0, 1), 's/2': ids(0, 1)}, '_leftImg8bit.png', '_gtFine_labelTrainIds.png')
+    for name in '12':
+        for other in ('_gtFine_color.png', '_gtFine_labelIds.png'):
+            ids(0, 1).save(folder / 's' / f'{name}{other}')
+    pairs = find_pairs(images, folder)
+    assert (pairs.names, pairs.image_suffix, pairs.mask_suffix) == (
+        ['s/1', 's/2'],
+        '_leftImg8bit.png',
+        '_gtFine_labelTrainIds.png',
+    )
+    assert pairs.other_masks == {'_gtFine_color.png': 2, '_gtFine_labelIds.png': 2}
+    assert find_pairs(images, folder, '_gtFine_color.png').mask_suffix == '_gtFine_color.png'
+
+
+def test_images_and_masks_may_lie_in_one_folder(tmp_path):
+    for name in ('a', 'b_c'):
+        ids(0, 1).convert('RGB').save(tmp_path / f'{name}.png')
+        ids(0, 1).save(tmp_path / f'{name}_mask.png')
+    pairs = find_pairs(tmp_path, tmp_path)
+    assert (pairs.names, pairs.image_suffix, pairs.mask_suffix) == (['a', 'b_c'], '.png', '_mask.png')
+    assert not pairs.lone_images and not pairs.lone_masks
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('road\ntraffic sign\n', {'road': 0, 'traffic sign': 1}),
+        ('road 7\ncar, 26', {'road': 7, 'car': 26}),
+        ('name,r,g,b\nroad,128,64,128\ncar,0,0,142', {'road': (128, 64, 128), 'car': (0, 0, 142)}),
+        ('64 128 64\t\tAnimal\n192 0 128 Traffic cone', {'Animal': (64, 128, 64), 'Traffic cone': (192, 0, 128)}),
+    ],
+)
+def test_a_list_of_classes_is_read_in_the_usual_forms(tmp_path, text, expected):
+    (tmp_path / 'classes.txt').write_text(text)
+    assert read_classes(tmp_path / 'classes.txt') == expected
+
+
+@pytest.mark.parametrize('text', ['road\nroad', 'road 1\ncar 1', 'road 300 0 0\ncar 1 1 1', 'road 1 2 3\ncar 4'])
+def test_a_list_that_contradicts_itself_is_refused(tmp_path, text):
+    (tmp_path / 'classes.txt').write_text(text)
+    with pytest.raises(ValueError, match=r'classes\.txt'):
+        read_classes(tmp_path / 'classes.txt')
+
+
+def test_colours_are_told_apart():
+    palette = np.array(make_palette(40), float)
+    distance = np.abs(palette[:, None] - palette[None]).sum(-1) + 1000 * np.eye(40)
+    assert distance.min() > 10
+    assert palette.min() >= 0 and palette.max() <= 255 and IGNORED == 255
+
+
+@pytest.fixture
+def camvid(tmp_path) -> tuple[Path, Path, list[str]]:
+    """Some frames and their masks, with what the tool has to be told of them: CamVid's, or made ones in its form."""
+    if not CAMVID.is_dir():
+        masks = {f'{split}/{i}': ids(*range(12)) for split in ('train', 'val') for i in range(4)}
+        return *made(tmp_path / 'made', masks), ['--classes', CAMVID_CLASSES, '--ignore', '11']
+    for kind, suffix in (('images', '.jpg'), ('labels', '.png')):
+        for split in ('train', 'val'):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for path in sorted((CAMVID / kind / split).glob(f'*{suffix}'))[:4]:
+                shutil.copy(path, tmp_path / kind / split)
+    return tmp_path / 'images', tmp_path / 'labels', ['--classes', CAMVID_CLASSES, '--ignore', '11']
+
+
+def test_three_commands_lead_from_images_and_masks_to_an_adapted_model_and_pictures(camvid, tmp_path):
+    """The commands that the tool prints, on the base config of a small model: its weights are a checkpoint in init_cfg."""
+    images, masks, options = camvid
+    base = Config.fromfile(ROOT / 'configs' / 'eomt_lora_dinov2-b_cityscapes_640.py')
+    for part in ('backbone', 'decode_head'):
+        base.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
+    base.model.decode_head.update(num_queries=20, num_points=512)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        base[loader].update(num_workers=0, persistent_workers=False)
+        for step in base[loader].dataset.pipeline:
+            step.update({key: (160, 160) for key in ('crop_size', 'size', 'scale') if key in step})
+    base.model.backbone.img_size = base.model.data_preprocessor.size = (160, 160)
+    base.model.test_cfg = dict(mode='slide', crop_size=(160, 160), stride=(160, 160))
+    base.default_hooks.logger.interval = 1
+    base.dump(tmp_path / 'base.py')
+
+    first = f'python tools/init_dataset.py {images} {masks} {" ".join(options)}'
+    log = run_at(tmp_path, f'{first} --base {tmp_path}/base.py --iters 4')
+    commands = re.findall(r'^  (python tools/.*)$', log, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        run_at(tmp_path, command)
+
+    table = (tmp_path / 'work_dirs/my_data/adapters.txt').read_text()
+    assert 'backbone adapters' in table
+    frames = sorted(path.relative_to(images).with_suffix('') for path in images.rglob('*.jpg'))
+    for frame in frames:
+        labels = np.array(Image.open(tmp_path / f'predictions/labels/{frame}.png'))
+        width, height = Image.open(images / f'{frame}.jpg').size
+        assert labels.shape == (height, width) and labels.max() < 11
+        overlay = Image.open(tmp_path / f'predictions/overlays/{frame}.png')
+        assert overlay.height == height and overlay.width > width  # with its legend
+
+
+def run_at(folder: Path, command: str) -> str:
+    parts = command.split()
+    parts[:2] = [sys.executable, str(ROOT / parts[1])]
+    done = subprocess.run(parts, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=540)
+    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_outside_the_repository_the_config_names_the_plugins_own(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 1), 'b': ids(0, 1)})
+    init_dataset(images, folder)
+    text = (tmp_path / 'configs' / 'my_data.py').read_text()
+    assert "_base_ = 'mmseg_eomt::eomt_lora_dinov2-b_cityscapes_640.py'" in text
+    config = Config.fromfile(tmp_path / 'configs' / 'my_data.py')
+    assert config.model.backbone.type == 'EoMTViT'
+    assert config.param_scheduler[0].warmup_steps == (100, 200)

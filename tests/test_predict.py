@@ -1,0 +1,177 @@
+"""tools/predict.py and tools/show_queries.py: from a checkpoint to label maps and pictures."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from mmengine.runner import Runner
+from mmseg.datasets import CityscapesDataset
+from PIL import Image
+
+from mmseg_eomt.inference import load_model
+from mmseg_eomt.pictures import overlay, sheet, with_legend
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch, capsys):
+    """Run a tool in this process: ``tool('predict', …)``; its output and its last words."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+
+    def run(name: str, *args: object, check: bool = True) -> str:
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
+        status = None
+        try:
+            importlib.import_module(name).main()
+        except SystemExit as error:
+            status = error.code
+        assert (status is None) == check, status
+        return f'{capsys.readouterr().out}{status}'
+
+    return run
+
+
+@pytest.fixture
+def config(small_config, config_file, lora) -> Path:
+    return config_file(small_config(lora=True))
+
+
+@pytest.fixture
+def images(scenes) -> Path:
+    return scenes / 'leftImg8bit' / 'val'
+
+
+def labels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.relative_to(folder).as_posix(): np.array(Image.open(path)) for path in sorted(folder.rglob('*.png'))}
+
+
+def test_a_folder_gives_the_labels_of_the_evaluation_in_batches_or_alone(tool, small_config, config, lora, images, tmp_path):
+    evaluation = small_config(lora=True, load_from=lora, name='test')
+    evaluation.test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], output_dir=str(tmp_path / 'expected'))
+    Runner.from_cfg(evaluation).test()
+    expected = labels(tmp_path / 'expected')
+
+    for size in (1, 3):
+        tool('predict', config, lora, images, '--out', tmp_path / str(size), '--batch-size', size)
+        found = labels(tmp_path / str(size) / 'labels')
+        assert sorted(found) == sorted(p.relative_to(images).as_posix() for p in images.rglob('*.png'))
+        for name, ids in found.items():
+            assert ids.dtype == np.uint8 and ids.shape == (64, 128)
+            assert (ids == expected[Path(name).name]).all()
+
+
+def test_the_overlay_has_the_colours_of_the_classes_and_their_names_beside_it(tool, config, lora, images, tmp_path):
+    image = next(images.rglob('*.png'))
+    tool('predict', config, lora, image, '--out', tmp_path / 'out', '--opacity', 1)
+    (ids,) = labels(tmp_path / 'out/labels').values()
+    (picture,) = labels(tmp_path / 'out/overlays').values()
+    assert (picture[:64, :128] == np.array(CityscapesDataset.METAINFO['palette'])[ids]).all()
+    assert picture.shape[1] > 200  # the legend
+    tool('predict', config, lora, image, '--out', tmp_path / 'out', '--opacity', 0)
+    (picture,) = labels(tmp_path / 'out/overlays').values()
+    assert (picture[:64, :128] == np.array(Image.open(image))).all()
+
+
+def test_a_video_gives_a_video_and_the_labels_of_its_frames(tool, config, lora, images, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / 'drive.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 5, (128, 64))
+    frames = [cv2.imread(str(path)) for path in sorted(images.rglob('*.png'))]
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    tool('predict', config, lora, tmp_path / 'drive.avi', '--out', tmp_path / 'out', '--batch-size', 3)
+    video = cv2.VideoCapture(str(tmp_path / 'out/overlays/drive.mp4'))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == len(frames)
+    assert video.get(cv2.CAP_PROP_FPS) == 5
+    assert video.get(cv2.CAP_PROP_FRAME_WIDTH) > 128
+    assert list(labels(tmp_path / 'out/labels')) == [f'drive/{i:06d}.png' for i in range(len(frames))]
+
+
+def test_images_of_many_sizes_go_together_and_a_broken_one_is_named_at_the_end(tool, config, lora, images, tmp_path):
+    source = Image.open(next(images.rglob('*.png')))
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for i, size in enumerate([(128, 64), (100, 80), (100, 80), (33, 47)]):
+        source.resize(size).save(folder / f'{i}.jpg')
+    (folder / 'broken.jpg').write_bytes((folder / '0.jpg').read_bytes()[:400])
+    log = tool('predict', config, lora, folder, '--out', tmp_path / 'out', check=False)
+    assert '1 of 5 inputs could not be read' in log and 'broken.jpg: the image cannot be read' in log
+    assert [ids.shape for ids in labels(tmp_path / 'out/labels').values()] == [(64, 128), (80, 100), (80, 100), (47, 33)]
+
+
+def test_what_cannot_be_predicted_is_refused_in_a_sentence(tool, config, lora, images, tmp_path):
+    (tmp_path / 'notes.txt').write_text('x')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'film.mp4').write_bytes(b'x')
+    image = next(images.rglob('*.png'))
+    (tmp_path / 'twin').mkdir()
+    Image.open(image).save(tmp_path / 'twin' / image.with_suffix('.jpg').name)
+    for inputs, message in (
+        ([tmp_path / 'none.png'], 'none.png does not exist'),
+        ([tmp_path / 'notes.txt'], 'notes.txt is no image'),
+        ([tmp_path / 'empty'], 'empty holds no image and no video'),
+        ([image, tmp_path / 'twin'], 'would both be written to'),
+        ([tmp_path / 'film.mp4'], 'film.mp4: the video cannot be read'),
+    ):
+        assert message in tool('predict', config, lora, *inputs, '--out', tmp_path / 'out', check=False)
+    assert 'none.pth' in tool('predict', config, tmp_path / 'none.pth', image, check=False)
+
+
+def test_the_command_runs_as_a_user_runs_it(config, lora, images, tmp_path):
+    out = run_tool('tools/predict.py', config, lora, images, '--out', tmp_path / 'out').stdout
+    assert '4/4' in out and f'Wrote {tmp_path}/out/overlays' in out
+
+
+def test_names_come_from_the_config_and_have_to_fit(small_config, config_file, lora):
+    options = {'test_dataloader.dataset.metainfo': dict(classes=[f'c{i}' for i in range(19)])}
+    model = load_model(str(config_file(small_config(lora=True, **options))), lora)
+    assert model.dataset_meta['classes'][3] == 'c3' and len(set(model.dataset_meta['palette'])) == 19
+    options = {'test_dataloader.dataset.metainfo': dict(classes=['a', 'b'])}
+    with pytest.raises(ValueError, match=r"has 19 classes, but the names of its data are 2: \['a', 'b'\]"):
+        load_model(str(config_file(small_config(lora=True, **options))), lora)
+
+
+def test_the_sheet_of_queries_is_drawn(tool, config, lora, images, tmp_path):
+    image = next(images.rglob('*.png'))
+    assert 'Wrote' in tool('show_queries', config, lora, image, '--out', tmp_path / 'sheet.png')
+    assert Image.open(tmp_path / 'sheet.png').width > 800
+    log = tool('show_queries', config, lora, Path(__file__), check=False)
+    assert 'test_predict.py: the image cannot be read' in log
+
+
+def test_every_layer_predicts_in_evaluation_without_masks_and_the_last_as_without(config, lora):
+    model = load_model(str(config), lora)
+    head, image = model.decode_head, torch.rand(1, 3, 64, 64)
+    head.set_mask_probs([1.0] * head.num_joint_blocks)
+    with torch.no_grad():
+        feats = model.extract_feat(image)
+        masks, classes = head(feats, every_layer=True)
+        last = head(feats)
+    assert len(masks) == len(classes) == head.num_joint_blocks + 1
+    assert torch.equal(masks[-1], last[0][0]) and torch.equal(classes[-1], last[1][0])
+    assert len(last[0]) == 1 and not torch.equal(masks[0], masks[-1])
+
+
+def test_colours_cover_classes_and_leave_the_rest():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    ids = np.array([[0, 1, 255, 255]] * 4)
+    picture = overlay(image, ids, [(200, 0, 0), (0, 200, 0)])
+    assert picture[0].tolist() == [[150, 50, 50], [50, 150, 50], [100] * 3, [100] * 3]
+
+
+@pytest.mark.parametrize('size', [(16, 40), (300, 500)])
+def test_a_legend_of_many_classes_takes_more_columns(size):
+    picture = np.zeros((*size, 3), np.uint8)
+    palette = [(i, i, i) for i in range(150)]
+    few, many = (with_legend(picture, [f'class {i}' for i in range(150)], palette, range(n)) for n in (2, 150))
+    assert len(few) == len(many) == max(24, size[0])
+    assert size[1] < few.shape[1] < many.shape[1]
+    assert (many[: size[0], : size[1]] == 0).all()
+
+
+def test_a_sheet_holds_pictures_of_any_shape():
+    pictures = [np.zeros((h, w, 3), np.uint8) for h, w in ((10, 20), (300, 100), (50, 50), (1, 900))]
+    assert sheet(pictures, ['a', 'b', 'c', 'd'], columns=2, width=100).shape[1] == 2 * 108

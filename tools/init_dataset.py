@@ -1,0 +1,354 @@
+#!/usr/bin/env python
+"""From a folder of images and a folder of masks to a config that trains on them.
+
+    python tools/init_dataset.py IMAGES MASKS [--name NAME] [--classes NAMES] [--ignore VALUE …]
+
+It reads every file, says what it found, and writes
+
+    configs/NAME.py              the config, for tools/train.py
+    data/NAME/train.txt, val.txt   which images are for what
+    data/NAME/contact_sheet.png  some images with their masks and the names of the classes
+    data/NAME/masks/             class ids, where the given masks hold colours or other ids
+
+IMAGES and MASKS stay as they are. Masks may hold class ids in one channel, palette indices, or a colour for each class.
+Folders train and val in IMAGES are taken as the split; without them, images are drawn at random for evaluation.
+"""
+
+import argparse
+import os
+import pprint
+import random
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+TRAIN, VAL = ('train', 'training'), ('val', 'valid', 'validation')
+NUM_SHEET = 12
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
+    config_file, data_dir = args.out or Path('configs') / f'{args.name}.py', Path('data') / args.name
+    if config_file.exists() and not args.force:
+        sys.exit(f'{config_file} exists: give another --name, or --force to write it anew.')
+    try:
+        init_dataset(args, config_file, data_dir)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f'init_dataset: {error}')
+
+
+def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
+    """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
+    from mmseg_eomt.data.labels import kind_of, make_labels, totals
+    from mmseg_eomt.data.pairs import find_pairs
+
+    pairs = find_pairs(args.images, args.masks, args.mask_suffix)
+    image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.names}
+    mask_of = {name: args.masks / f'{name}{pairs.mask_suffix}' for name in pairs.names}
+    say_pairs(pairs)
+    if Path(pairs.mask_suffix).suffix.lower() in ('.jpg', '.jpeg'):
+        raise ValueError(f'The masks end in {pairs.mask_suffix}: JPEG changes values near edges. Save them as PNG.')
+
+    looks, problems = look_at_all(image_of, mask_of)
+    if not looks:
+        raise ValueError(f'No pair can be used: {problems[0]}')
+    kind = kind_of(list(looks.values()))
+    classes, ignored = classes_and_ignored(args.classes, args.ignore)
+    occurring = totals(list(looks.values()), kind)
+    labels = make_labels(occurring, kind, classes, ignored, list(looks.values()))
+    for name, look in list(looks.items()):
+        unknown = labels.unknown(value & 0xFF if kind == 'grey' else value for value in look.values)
+        if unknown:
+            problems.append(f'{mask_of[name]}: {"; ".join(unknown[:5])} is in neither --classes nor --ignore')
+            del looks[name]
+    say_findings(looks, labels, totals(list(looks.values()), kind))
+    say_problems(problems, len(pairs.names), args.skip_bad)
+    train, val = split(list(looks), args.val, args.seed)
+    say_split(train, val, looks, labels)
+
+    base = base_config(args.base)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    for title, names in (('train', train), ('val', val)):
+        (data_dir / f'{title}.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
+    masks, mask_suffix = args.masks, pairs.mask_suffix
+    if labels.rewrite:
+        masks, mask_suffix = data_dir / 'masks', '.png'
+        rewrite(labels, {name: mask_of[name] for name in (*train, *val)}, masks)
+    draw_sheet(data_dir / 'contact_sheet.png', labels, image_of, mask_of, train, val)
+    config_file.parent.mkdir(parents=True, exist_ok=True)
+    folders = dict(img_path=args.images.as_posix(), seg_map_path=masks.as_posix())
+    suffixes = dict(img_suffix=pairs.image_suffix, seg_map_suffix=mask_suffix)
+    text = config_text(config_file, base, data_dir, args, labels, (len(train), len(val)), folders, suffixes)
+    config_file.write_text(text, encoding='utf-8')
+    say_next(config_file, data_dir, args.images)
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('images', type=Path, help='folder of the images, with or without subfolders')
+    parser.add_argument('masks', type=Path, help='folder of the masks, laid out alike')
+    parser.add_argument('--name', default='my_data', help='of the config and of the folder in data (my_data)')
+    parser.add_argument('--out', type=Path, help='path of the config (configs/NAME.py)')
+    parser.add_argument(
+        '--classes',
+        help='names of ids 0, 1, … with commas between them; or a text file with a line for each class: '
+        'name, name id, or name r g b (every value that occurs is a class)',
+    )
+    parser.add_argument(
+        '--ignore',
+        nargs='+',
+        default=[],
+        metavar='VALUE',
+        help='ids, colours as r,g,b, or class names not to train on (255)',
+    )
+    parser.add_argument('--val', type=float, default=0.2, help='share for evaluation, where there are no folders (0.2)')
+    parser.add_argument('--seed', type=int, default=0, help='of the random split (0)')
+    parser.add_argument('--mask-suffix', help="end of the masks' names, such as _mask.png (found from the names)")
+    parser.add_argument('--skip-bad', action='store_true', help='leave out pairs that cannot be used, and go on')
+    parser.add_argument(
+        '--base',
+        default='eomt_lora_dinov2-b_cityscapes_640.py',
+        help='config to start from: a path, or a name in configs (eomt_lora_dinov2-b_cityscapes_640.py)',
+    )
+    parser.add_argument('--iters', type=int, help='iterations to train (8000, or as the base if its schedule is its own)')
+    parser.add_argument('--force', action='store_true', help='write over an existing config')
+    args = parser.parse_args()
+    if not 0 < args.val < 1:
+        parser.error(f'--val is a share between 0 and 1, got {args.val}')
+    return args
+
+
+def classes_and_ignored(classes: str | None, ignore: list[str]) -> tuple[dict | None, set]:
+    """Classes with their values, and values to ignore, from the arguments."""
+    from mmseg_eomt.data.labels import read_classes
+
+    named = None
+    if classes:
+        is_list = ',' in classes and not Path(classes).is_file()
+        named = {name.strip(): i for i, name in enumerate(classes.split(','))} if is_list else read_classes(Path(classes))
+        if is_list and len(named) != len(classes.split(',')):
+            raise ValueError(f'--classes {classes} has a name twice.')
+    ignored = set()
+    for text in ignore:
+        if named and text in named:
+            ignored.add(named.pop(text))
+        elif all(part.strip().isdigit() for part in text.split(',')) and text.count(',') in (0, 2):
+            parts = tuple(int(part) for part in text.split(','))
+            ignored.add(parts if len(parts) == 3 else parts[0])
+        else:
+            raise ValueError(f'--ignore takes ids, colours as r,g,b, or names of --classes, got {text!r}.')
+    if named:
+        named = {name: value for name, value in named.items() if value not in ignored}
+    return named, ignored
+
+
+def look_at_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[dict, list[str]]:
+    """What each pair holds, and what is wrong with the others."""
+    from mmseg_eomt.data.labels import look_at
+
+    def look(name: str):
+        try:
+            return look_at(image_of[name], mask_of[name])
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = list(tqdm(pool.map(look, image_of), 'Reading', len(image_of), unit='pairs', delay=1))
+    good = {name: result for name, result in zip(image_of, found) if not isinstance(result, str)}
+    return good, [result for result in found if isinstance(result, str)]
+
+
+def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Names for training and for evaluation: of their folders, or at random."""
+    train, val = ([name for name in names if name.split('/')[0].lower() in kind] for kind in (TRAIN, VAL))
+    if train and val:
+        others = len(names) - len(train) - len(val)
+        print('The split is that of the folders.' + (f' {others} images are in neither and left out.' if others else ''))
+        return train, val
+    if len(names) < 2:
+        raise ValueError(f'{len(names)} pair is too few: one has to be for training and one for evaluation.')
+    chosen = set(random.Random(seed).sample(names, min(len(names) - 1, max(1, round(share * len(names))))))
+    print(
+        f'The split is random (--val {share}, --seed {seed}): frames of one video are in both. For a fair figure put images '
+        f'into folders train and val.'
+    )
+    return [name for name in names if name not in chosen], [name for name in names if name in chosen]
+
+
+def say_pairs(pairs) -> None:
+    """Print which files belong together."""
+    print(f'{len(pairs.names)} images (…{pairs.image_suffix}) with masks (…{pairs.mask_suffix})')
+    for title, names in (('without a mask', pairs.lone_images), ('masks without an image', pairs.lone_masks)):
+        if names:
+            print(f'  {len(names)} {title}, left out: {", ".join(names[:5])}{", …" if len(names) > 5 else ""}')
+    for suffix, count in pairs.other_masks.items():
+        print(f'  {count} further masks end in {suffix}: --mask-suffix {suffix} takes these')
+
+
+def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> None:
+    """Print sizes, the kind of masks and a table of the classes."""
+    from mmseg_eomt.data.labels import IGNORED, show
+
+    sizes = Counter(look.size for look in looks.values()).most_common()
+    shown = [f'{width}×{height} ({count})' for (height, width), count in sizes[:4]]
+    print(f'  sizes: {", ".join(shown)}{f" and {len(sizes) - 4} others" if len(sizes) > 4 else ""}')
+    palette = any(look.palette for look in looks.values())
+    kinds = dict(ids='ids in one channel', grey='ids as shades of grey in three channels', colours='a colour for each class')
+    print(f'  masks: {"ids with a palette" if palette else kinds[labels.kind]}')
+    total = sum(pixels for pixels, _ in occurring.values()) or 1
+    rows = [('id', 'in masks', 'name', 'pixels', 'images')]
+    for stored, new in sorted(labels.new_ids.items(), key=lambda item: item[1]):
+        pixels, images = occurring.get(stored, (0, 0))
+        if new != IGNORED or pixels:
+            name = '(not trained on)' if new == IGNORED else labels.classes[new]
+            rows.append((str(new), show(stored, labels.kind), name, f'{pixels / total:.2%}', str(images)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    empty = sum(
+        all(labels.new_ids[value & 0xFF if labels.kind == 'grey' else value] == IGNORED for value in look.values)
+        for look in looks.values()
+    )
+    if empty:
+        print(f'  {empty} masks have no labelled pixel: nothing is learnt from their images.')
+
+
+def say_problems(problems: list[str], num_pairs: int, skip: bool) -> None:
+    """Print what is wrong; end unless such pairs are to be left out."""
+    from mmseg_eomt.data.check import describe
+
+    if not problems:
+        return
+    if not skip:
+        raise ValueError(describe(problems, num_pairs) + '\nMend them, or give --skip-bad to leave them out.')
+    print(describe(problems, num_pairs) + '\n  They are left out.')
+
+
+def say_split(train: list[str], val: list[str], looks: dict, labels) -> None:
+    """Print the numbers of images, and which classes training would never see."""
+    print(f'{len(train)} images to train on, {len(val)} to evaluate on')
+    for title, names in (('training', train), ('evaluation', val)):
+        seen = {labels.new_ids[v & 0xFF if labels.kind == 'grey' else v] for name in names for v in looks[name].values}
+        absent = [name for i, name in enumerate(labels.classes) if i not in seen]
+        if absent:
+            print(f'  not in the images for {title}: {", ".join(absent)}')
+
+
+def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
+    """Write each mask's class ids as a PNG of one channel."""
+    from mmseg_eomt.data.files import read_mask
+
+    def write(name: str) -> None:
+        out = folder / f'{name}.png'
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels.ids(read_mask(mask_of[name])[0])).save(out)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        list(tqdm(pool.map(write, mask_of), 'Writing class ids', len(mask_of), unit='masks', delay=1))
+
+
+def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[str], val: list[str]) -> None:
+    """Draw some images under their masks, evenly taken from both parts."""
+    from mmseg_eomt.data.files import read_mask
+    from mmseg_eomt.pictures import overlay, sheet, with_legend
+
+    pictures, titles = [], []
+    for title, names in (('train', train), ('val', val)):
+        for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
+            image = Image.open(image_of[names[i]])
+            from PIL import ImageOps
+
+            image = np.array(ImageOps.exif_transpose(image).convert('RGB'))
+            ids = labels.ids(read_mask(mask_of[names[i]])[0])
+            present = [k for k in range(len(labels.classes)) if (ids == k).any()]
+            pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))
+            titles.append(f'{title}: {names[i]}')
+    Image.fromarray(sheet(pictures, titles)).save(path)
+
+
+def base_config(base: str) -> Path:
+    """Path of the config to start from."""
+    from mmseg_eomt.configs import config_folder
+
+    for path in (Path(base), config_folder() / base):
+        if path.is_file():
+            return path.resolve()
+    raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')
+
+
+def config_text(
+    config_file: Path,
+    base: Path,
+    data_dir: Path,
+    args: argparse.Namespace,
+    labels,
+    numbers: tuple[int, int],
+    folders: dict[str, str],
+    suffixes: dict[str, str],
+) -> str:
+    """The config."""
+    from mmengine.config import Config
+
+    from mmseg_eomt.configs import PREFIX, config_folder
+
+    beside = config_folder() in config_file.resolve().parents
+    name = os.path.relpath(base, config_file.resolve().parent)
+    if config_folder() in base.parents and not beside:
+        name = PREFIX + base.relative_to(config_folder()).as_posix()
+    config = Config.fromfile(base)
+    schedules = [schedule['type'] for schedule in config.param_scheduler]
+    schedule = ''
+    if schedules == ['TwoWarmupsPolyLR']:
+        iters = args.iters or 8000
+        every = max(1, iters // 10)
+        steps = iters // config.optim_wrapper.get('accumulative_counts', 1)
+        schedule = (
+            f"param_scheduler = [dict(type='TwoWarmupsPolyLR', warmup_steps=({steps // 20}, {steps // 10}), power=0.9, "
+            f'by_epoch=False)]\n'
+            f'train_cfg = dict(max_iters={iters}, val_interval={every})\n'
+            f'default_hooks = dict(checkpoint=dict(interval={every}))\n'
+        )
+    elif args.iters:
+        raise ValueError(f'--iters goes with the schedule TwoWarmupsPolyLR, and {base.name} has {schedules}: leave it out.')
+    classes = pprint.pformat(labels.classes, width=115, compact=True).replace('\n', '\n    ')
+    palette = pprint.pformat(labels.palette, width=115, compact=True).replace('\n', '\n    ')
+    return f"""# {args.name}: {numbers[0]} images to train on, {numbers[1]} to evaluate on. Made by tools/init_dataset.py.
+_base_ = {name!r}
+classes = {classes}
+palette = {palette}
+dataset = dict(
+    type='BaseSegDataset',
+    metainfo=dict(classes=classes, palette=palette),
+    data_root=None,
+    data_prefix=dict(img_path={folders['img_path']!r}, seg_map_path={folders['seg_map_path']!r}),
+    img_suffix={suffixes['img_suffix']!r},
+    seg_map_suffix={suffixes['seg_map_suffix']!r},
+)
+train_dataloader = dict(dataset=dict(ann_file='{(data_dir / 'train.txt').as_posix()}', **dataset))
+val_dataloader = dict(dataset=dict(ann_file='{(data_dir / 'val.txt').as_posix()}', **dataset))
+test_dataloader = val_dataloader
+model = dict(decode_head=dict(num_classes=len(classes)))
+{schedule}"""
+
+
+def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
+    """Print what was written and the commands to go on with."""
+    from mmengine.config import Config
+
+    config = Config.fromfile(config_file)
+    last = f'work_dirs/{config_file.stem}/iter_{config.train_cfg.max_iters}.pth'
+    print(f'\nWrote {config_file}, and {data_dir / "contact_sheet.png"} to look at. Next:\n')
+    print(f'  python tools/train.py {config_file}')
+    print(f'  python tools/predict.py {config_file} {last} {images} --out predictions')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,217 @@
+#!/usr/bin/env python
+"""Label maps and pictures of images, folders and videos.
+
+    python tools/predict.py CONFIG CHECKPOINT INPUT… [--out DIR]
+
+For each image, DIR/labels/NAME.png has the class ids in one channel, in the image's size, and DIR/overlays/NAME.png the
+classes' colours over the image with a legend. A folder is read with its subfolders, whose names are kept. A video gives
+DIR/overlays/NAME.mp4, and its frames' ids in DIR/labels/NAME/.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+VIDEO_TYPES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
+    try:
+        inputs = find_inputs(args.inputs)
+        predictor = Predictor(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f'predict: {error}')
+    failed = []
+    images = [item for item in inputs if not is_video(item[0])]
+    with tqdm(total=len(images), desc='Images', unit='images', disable=not images) as bar:
+        for batch in batches(read_images(images, failed), args.batch_size):
+            for (_, name), image, labels in zip(*batch, predictor.labels(batch[1])):
+                predictor.save(name, image, labels)
+            bar.update(len(batch[0]))
+        bar.update(len(failed))
+    for path, name in inputs:
+        if is_video(path):
+            try:
+                predictor.video(path, name)
+            except ValueError as error:
+                failed.append(str(error))
+    print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
+    if failed:
+        sys.exit('\n  '.join([f'predict: {len(failed)} of {len(inputs)} inputs could not be read:', *failed]))
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config of the model')
+    parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
+    parser.add_argument('inputs', type=Path, nargs='+', metavar='INPUT', help='images, folders of images, videos')
+    parser.add_argument('--out', type=Path, default=Path('predictions'), help='folder of the results (predictions)')
+    parser.add_argument('--batch-size', type=int, default=4, help='images of one size at a time (4)')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the colours, from 0 to 1 (0.5)')
+    parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
+    )
+    args = parser.parse_args()
+    if args.batch_size < 1 or not 0 <= args.opacity <= 1:
+        parser.error(f'--batch-size is 1 or more and --opacity from 0 to 1, got {args.batch_size} and {args.opacity}')
+    return args
+
+
+class Predictor:
+    """The model, and how its results are written."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from mmseg_eomt.inference import load_model
+
+        self.args = args
+        self.model = load_model(args.config, args.checkpoint, args.device, args.cfg_options)
+        self.classes, self.palette = (list(self.model.dataset_meta[name]) for name in ('classes', 'palette'))
+
+    def labels(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Class ids (H, W) of images (H, W, 3), BGR, of one size."""
+        from mmseg.apis import inference_model
+
+        results = inference_model(self.model, images)
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return [result.pred_sem_seg.data[0].cpu().numpy().astype(dtype) for result in results]
+
+    def picture(self, image: np.ndarray, labels: np.ndarray, named: list[int]) -> np.ndarray:
+        """BGR image under its labels, with the names of some classes."""
+        from mmseg_eomt.pictures import overlay, with_legend
+
+        coloured = overlay(image[..., ::-1], labels, self.palette, self.args.opacity)
+        return with_legend(coloured, self.classes, self.palette, named)[..., ::-1]
+
+    def save(self, name: str, image: np.ndarray, labels: np.ndarray) -> None:
+        """Write an image's labels and picture."""
+        write(self.args.out / 'labels' / f'{name}.png', labels)
+        write(self.args.out / 'overlays' / f'{name}.png', self.picture(image, labels, np.unique(labels).tolist()))
+
+    def video(self, path: Path, name: str) -> None:
+        """Write a video's overlay and its frames' labels.
+
+        Raises:
+            ValueError: If it cannot be read, or there is no encoder.
+        """
+        video = cv2.VideoCapture(str(path))
+        rate = video.get(cv2.CAP_PROP_FPS) or 25
+        out, number, writer = self.args.out / 'overlays' / f'{name}.mp4', 0, None
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        with tqdm(total=max(total, 0) or None, desc=path.name, unit='frames') as bar:
+            frames = (((None, None), frame) for frame in read_frames(video))
+            for _, images in batches(frames, self.args.batch_size):
+                for image, labels in zip(images, self.labels(images)):
+                    # all classes are named: the legend must not change from frame to frame
+                    picture = self.picture(image, labels, list(range(len(self.classes))))
+                    height, width = (side - side % 2 for side in picture.shape[:2])  # encoders take even sides
+                    if writer is None:
+                        out.parent.mkdir(parents=True, exist_ok=True)
+                        writer = cv2.VideoWriter(str(out), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
+                        if not writer.isOpened():
+                            raise ValueError(f'{out} could not be written: OpenCV has no mp4 encoder here.')
+                    writer.write(np.ascontiguousarray(picture[:height, :width]))
+                    write(self.args.out / 'labels' / name / f'{number:06d}.png', labels)
+                    number += 1
+                    bar.update()
+        if writer is None:
+            raise ValueError(f'{path}: the video cannot be read, or holds no frame')
+        writer.release()
+
+
+def find_inputs(given: list[Path]) -> list[tuple[Path, str]]:
+    """Files to read, with the names of their results.
+
+    Raises:
+        ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
+    """
+    from mmseg_eomt.data.files import IMAGE_TYPES
+
+    inputs: dict[str, Path] = {}
+    for path in given:
+        if path.is_dir():
+            types = (*IMAGE_TYPES, *VIDEO_TYPES)
+            found = sorted(file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
+            if not found:
+                raise ValueError(f'{path} holds no image and no video.')
+        elif not path.is_file():
+            raise ValueError(f'{path} does not exist.')
+        elif path.suffix.lower() in (*IMAGE_TYPES, *VIDEO_TYPES):
+            found = [path]
+        else:
+            raise ValueError(f'{path} is no image ({" ".join(IMAGE_TYPES)}) and no video ({" ".join(VIDEO_TYPES)}).')
+        for file in found:
+            name = file.relative_to(path if path.is_dir() else path.parent).with_suffix('').as_posix()
+            if name in inputs:
+                raise ValueError(
+                    f'{inputs[name]} and {file} would both be written to {name}: give them one after the other.'
+                )
+            inputs[name] = file
+    return [(file, name) for name, file in inputs.items()]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return path.suffix.lower() in VIDEO_TYPES
+
+
+def read_images(inputs: list[tuple[Path, str]], failed: list[str]) -> Iterator[tuple[tuple[Path, str], np.ndarray]]:
+    """Images (H, W, 3), BGR, with their inputs; what cannot be read is noted in ``failed``."""
+    from mmseg_eomt.data.files import image_size
+
+    for path, name in inputs:
+        try:
+            image_size(path)
+        except ValueError as error:
+            failed.append(str(error))
+            continue
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            failed.append(f'{path}: the image cannot be read')
+        else:
+            yield (path, name), image
+
+
+def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3), BGR, of a video."""
+    while True:
+        there, frame = video.read()
+        if not there:
+            return
+        yield frame
+
+
+def batches(items: Iterator, size: int) -> Iterator[tuple[list, list]]:
+    """Inputs and images, as many at a time as are of one size, up to ``size``."""
+    inputs: list = []
+    images: list = []
+    for source, image in items:
+        if images and (len(images) == size or image.shape != images[0].shape):
+            yield inputs, images
+            inputs, images = [], []
+        inputs.append(source)
+        images.append(image)
+    if images:
+        yield inputs, images
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    """Write a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image).save(path)
+
+
+if __name__ == '__main__':
+    main()
