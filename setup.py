@@ -1,11 +1,28 @@
 """Package metadata."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into ``mmseg_eomt/.mim`` of the wheel, where MIM and ``mmseg_eomt::…`` look for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the checkout has them
+            return
+        target = Path(self.build_lib) / 'mmseg_eomt' / '.mim'
+        shutil.rmtree(target, ignore_errors=True)
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', target)
+
 
 setup(
     name='mmseg-eomt',
@@ -16,6 +33,8 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['mmseg_eomt', 'mmseg_eomt.*']),
+    cmdclass={'build_py': BuildWithConfigs},
+    entry_points={'console_scripts': ['mmseg-eomt = mmseg_eomt.cli:main']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.6',
@@ -28,10 +47,14 @@ setup(
         'ftfy',  # mmsegmentation imports these two and does not ask for them
         'regex',
         'packaging',
+        'tqdm',
+        'pillow>=10.1',
+        'matplotlib',
         'setuptools<80.9',  # mmengine uses pkg_resources to find configs named mmseg::…; later versions warn or lack it
     ],
     extras_require={
         'lite': ['mmcv-lite==2.1.0'],  # not with full mmcv: both are the package mmcv
-        'test': ['pytest', 'ruff'],
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],
+        'test': ['pytest', 'ruff', 'tensorboard', 'seaborn', 'prettytable', 'onnx', 'onnxscript', 'onnxruntime'],
     },
 )

@@ -346,8 +346,12 @@ def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
     config = Config.fromfile(config_file)
     last = f'work_dirs/{config_file.stem}/iter_{config.train_cfg.max_iters}.pth'
     print(f'\nWrote {config_file}, and {data_dir / "contact_sheet.png"} to look at. Next:\n')
-    print(f'  python tools/train.py {config_file}')
-    print(f'  python tools/predict.py {config_file} {last} {images} --out predictions')
+    train, predict = (
+        f'python tools/{name}.py' if Path('tools', f'{name}.py').is_file() else f'mmseg-eomt {name}'
+        for name in ('train', 'predict')
+    )
+    print(f'  {train} {config_file}')
+    print(f'  {predict} {config_file} {last} {images} --out predictions')
 
 
 if __name__ == '__main__':
