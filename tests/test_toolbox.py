@@ -70,7 +70,7 @@ class Commands:
                     text=True,
                     timeout=300,
                 )
-                if done.returncode and line != 'python tools/toolbox.py    # lists them all':
+                if done.returncode:
                     pytest.fail(f'{line} ended with {done.returncode}:\n{done.stdout[-6000:]}')
                 self.output[line] = done.stdout
                 if 'train.py configs' in line and 'iter_3.pth' in os.listdir(self.work_dir):
@@ -143,9 +143,9 @@ def hand_count(side: int, patch: int, dims: int, layers: int, joint: int, querie
 @pytest.mark.slow
 def test_get_flops_agrees_with_a_count_by_hand(commands):
     printed = commands.printed_by('get_flops')
-    expected = hand_count(640, 16, 384, 12, 4, 100, 19, prefix=1)
-    assert float(re.search(r'Flops: ([\d.]+)G', printed).group(1)) == pytest.approx(expected / 1e9, rel=1e-3)
-    assert re.search(r'Flops: ([\d.]+)G', printed).group(1)[:4] in PAGE
+    expected = hand_count(640, 16, 384, layers=12, joint=3, queries=100, classes=19, prefix=5)
+    assert f'Flops: {expected / 1e9:.3f}G' in printed
+    assert f'{expected / 1e9:.1f} G' in PAGE
 
 
 @pytest.mark.slow
@@ -164,8 +164,7 @@ def test_an_evaluation_with_tta_writes_labels_and_pictures(commands):
 @pytest.mark.slow
 def test_confusion_matrix_draws_the_label_maps(commands):
     commands.printed_by('confusion_matrix')
-    (figure,) = commands.pictures('confusion')
-    assert figure.std() > 0
+    assert (commands.folder / 'work_dirs' / 'confusion' / 'confusion_matrix.png').stat().st_size > 100_000
 
 
 @pytest.mark.slow
