@@ -7,9 +7,12 @@ import atexit
 import functools
 import importlib.machinery
 import importlib.util
+import math
 import sys
 import types
+from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 from packaging.version import Version
 
@@ -38,6 +41,8 @@ def apply() -> None:
     _allow_mmengine_globals()
     _allow_cpu_processes()
     _recompute_with_frozen_inputs()
+    _count_flops()
+    _draw_on_any_image()
 
 
 def check_packages() -> None:
@@ -136,8 +141,8 @@ def _recompute_with_frozen_inputs() -> None:
 def _allow_cpu_processes() -> None:
     """Let several processes train on a machine without a GPU, over gloo.
 
-    mmengine's PyTorch launcher sets the CUDA device first, and hands DDP a device index, whatever the machine has. Goes when
-    mmengine asks for the device. With a GPU nothing is done.
+    mmengine's PyTorch and Slurm launchers set the CUDA device first, and hand DDP a device index, whatever the machine has.
+    Goes when mmengine asks for the device. With a GPU nothing is done.
     """
     import torch
     from mmengine.device import get_device
@@ -147,8 +152,12 @@ def _allow_cpu_processes() -> None:
     if get_device() != 'cpu' or getattr(MMDistributedDataParallel, 'on_cpu', False):
         return
 
-    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
-        torch.distributed.init_process_group(backend='gloo', **kwargs)
+    def init_over_gloo(init: Callable, backend: str, **kwargs) -> None:
+        set_device, torch.cuda.set_device = torch.cuda.set_device, lambda device: None
+        try:
+            init('gloo', **kwargs)
+        finally:
+            torch.cuda.set_device = set_device
         atexit.register(leave)
 
     def leave() -> None:
@@ -161,6 +170,46 @@ def _allow_cpu_processes() -> None:
     def wrap_on_cpu(self, module: torch.nn.Module, *args, device_ids: list | None = None, **kwargs) -> None:
         wrap(self, module, *args, **kwargs)
 
-    dist_utils._init_dist_pytorch = init_dist_pytorch
+    for name in ('_init_dist_pytorch', '_init_dist_slurm'):
+        setattr(dist_utils, name, functools.partial(init_over_gloo, getattr(dist_utils, name)))
     MMDistributedDataParallel.__init__ = wrap_on_cpu
     MMDistributedDataParallel.on_cpu = True
+
+
+def _count_flops() -> None:
+    """Let the toolbox's ``get_flops`` run, and count attention.
+
+    mmsegmentation 1.2.2 gives mmengine the input and its shape, of which mmengine 0.10 takes one; and mmengine leaves out
+    ``scaled_dot_product_attention``, which it does not know. Goes when both are repaired.
+    """
+    from mmengine import analysis
+    from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
+    from mmengine.analysis.jit_handles import get_shape
+    from mmengine.analysis.print_helper import get_model_complexity_info
+
+    def complexity_of_input(model: Any, input_shape: Any = None, inputs: Any = None, **kwargs) -> dict:
+        return get_model_complexity_info(model, input_shape if inputs is None else None, inputs, **kwargs)
+
+    def attention_flops(inputs: list, outputs: list) -> int:
+        queries, keys, values = (get_shape(tensor) for tensor in inputs[:3])
+        return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])  # a multiplication with its sum is one
+
+    analysis.get_model_complexity_info = complexity_of_input
+    _DEFAULT_SUPPORTED_FLOP_OPS['aten::scaled_dot_product_attention'] = attention_flops
+
+
+def _draw_on_any_image() -> None:
+    """Let ``browse_dataset`` draw.
+
+    It hands over a view of an image, channels first in memory, on which OpenCV refuses to write. Goes when mmsegmentation
+    hands over a copy.
+    """
+    import numpy as np
+    from mmseg.visualization import SegLocalVisualizer
+
+    draw = SegLocalVisualizer._draw_sem_seg
+
+    def draw_on_copy(self, image: np.ndarray, *args, **kwargs) -> np.ndarray:
+        return draw(self, np.ascontiguousarray(image), *args, **kwargs)
+
+    SegLocalVisualizer._draw_sem_seg = draw_on_copy

@@ -7,6 +7,16 @@ from pathlib import Path
 
 def run_script(name: str) -> None:
     """Run ``tools/<name>`` of the installed mmsegmentation as ``__main__``, with this command's arguments."""
+    folder = scripts_folder()
+    script = folder / name
+    if not script.is_file():
+        sys.exit(f'mmsegmentation has no {script}: run pip install "mmsegmentation==1.2.2"')
+    sys.argv[0] = str(script)
+    runpy.run_path(str(script), run_name='__main__')
+
+
+def scripts_folder() -> Path:
+    """The ``tools`` of the installed mmsegmentation; the plugin is imported first, and the scripts find it so."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
     try:
         import mmseg_eomt  # noqa: F401
@@ -17,9 +27,6 @@ def run_script(name: str) -> None:
     # .mim in a wheel; tools beside the package in a checkout that was installed with pip -e
     package = Path(mmseg.__file__).parent
     for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
-        script = folder / name
-        if script.is_file():
-            sys.argv[0] = str(script)
-            runpy.run_path(str(script), run_name='__main__')
-            return
-    sys.exit(f'mmsegmentation at {package} comes without its tools/{name}: run pip install "mmsegmentation==1.2.2"')
+        if folder.is_dir():
+            return folder
+    sys.exit(f'mmsegmentation at {package} comes without its tools: run pip install "mmsegmentation==1.2.2"')

@@ -231,7 +231,8 @@ class EoMTHead(BaseModule):
             train_cfg: Not used; part of the toolbox's interface.
 
         Returns:
-            ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same of layer i as ``d{i}.loss_…``.
+            ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same of layer i as ``d{i}.loss_…``; and
+            ``matched_queries``, for the log alone: the mean number of an image's queries that have a mask to learn.
 
         Raises:
             ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``.

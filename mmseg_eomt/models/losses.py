@@ -76,7 +76,8 @@ class MaskClassificationLoss(nn.Module):
 
         Returns:
             A dict a layer with scalars ``loss_cls``, ``loss_mask`` and ``loss_dice``. A batch without any labelled pixel
-            gives mask losses of 0, still joined to the graph.
+            gives mask losses of 0, still joined to the graph. The last dict holds ``matched_queries`` too, the mean number
+            of an image's queries that have a mask to learn, the same for every layer; it is no loss, and lies on the CPU.
         """
         scale = mask_logits[0].new_tensor(extent, dtype=torch.float32)
         # sums over thousands of points overflow half precision
@@ -84,7 +85,7 @@ class MaskClassificationLoss(nn.Module):
             matches = self.match(mask_logits, class_logits, targets, scale)
             loss_cls = self.class_loss(class_logits, matches)
             loss_mask, loss_dice = self.mask_losses(mask_logits, matches, targets, scale)
-        return [
+        layers = [
             dict(
                 loss_cls=self.class_weight * loss_cls[i],
                 loss_mask=self.mask_weight * loss_mask[i],
@@ -92,6 +93,8 @@ class MaskClassificationLoss(nn.Module):
             )
             for i in range(len(mask_logits))
         ]
+        layers[-1]['matched_queries'] = torch.tensor(matches.shape[1] / len(mask_logits[0]))
+        return layers
 
     @torch.no_grad()
     def match(

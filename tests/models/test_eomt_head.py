@@ -113,8 +113,8 @@ def test_losses_reach_every_parameter():
     losses = model.loss(torch.randn(2, 3, 64, 64), samples(labels))
 
     names = {f'decode.{layer}loss_{kind}' for layer in ('', 'd0.', 'd1.') for kind in ('cls', 'mask', 'dice')}
-    assert set(losses) == names
-    sum(losses.values()).backward()
+    assert set(losses) == names | {'decode.matched_queries'}
+    model.parse_losses(losses)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -129,7 +129,7 @@ def test_images_without_a_labelled_pixel_train_on(empty):
     assert all(loss.isfinite() for loss in losses.values())
     assert losses['decode.loss_cls'] > 0
     assert (losses['decode.loss_mask'] == 0) == (empty == 'all images')
-    sum(losses.values()).backward()
+    model.parse_losses(losses)[0].backward()
     # DDP without find_unused_parameters needs a gradient everywhere
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -140,6 +140,18 @@ def test_more_classes_than_queries_train():
     model.decode_head.num_queries = 3
     losses = model.loss(torch.randn(1, 3, 64, 64), samples(torch.arange(5).repeat_interleave(13)[:64].expand(1, 64, 64)))
     assert all(loss.isfinite() for loss in losses.values())
+    assert losses['decode.matched_queries'] == 3
+
+
+def test_the_matched_queries_of_an_image_are_counted_and_are_no_loss():
+    model = small_segmentor()
+    labels = torch.full((2, 64, 64), 255)
+    labels[0, :32], labels[0, 32:], labels[1] = 0, 1, 4
+    losses = model.loss(torch.randn(2, 3, 64, 64), samples(labels))
+    assert losses['decode.matched_queries'] == 1.5
+    total, log = model.parse_losses(losses)
+    assert log['decode.matched_queries'] == 1.5
+    assert torch.isclose(total, sum(loss for name, loss in losses.items() if 'loss' in name))
 
 
 def test_a_label_that_is_no_class_stops_training_with_what_to_check():
@@ -232,7 +244,7 @@ def test_a_training_step_in_half_precision_reaches_every_parameter():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = model.loss(torch.randn(2, 3, 64, 64), labels)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    sum(losses.values()).backward()
+    model.parse_losses(losses)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
