@@ -164,3 +164,10 @@ def _allow_cpu_processes() -> None:
     dist_utils._init_dist_pytorch = init_dist_pytorch
     MMDistributedDataParallel.__init__ = wrap_on_cpu
     MMDistributedDataParallel.on_cpu = True
+
+
+def exporting() -> bool:
+    """Whether torch.export is following the code. Goes when PyTorch 2.6, which cannot tell, is no longer allowed."""
+    import torch
+
+    return getattr(torch.compiler, 'is_exporting', torch.jit.is_tracing)()
