@@ -120,7 +120,8 @@ def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: 
     except Exception as error:
         parts = f'{type(module.segmentor.backbone).__name__} with {type(module.segmentor.decode_head).__name__}'
         hint = 'Its size or batch cannot be left open: fix both' if dims else 'It cannot be exported as it is'
-        raise ValueError(f'torch.export cannot follow {parts}. {hint}. ({str(error).splitlines()[0]})') from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'torch.export cannot follow {parts}. {hint}. ({reason})') from error
 
 
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
