@@ -206,7 +206,7 @@ def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
     for image in images:
         expected = module(image)
         apart.append(float((run(image) - expected).abs().max() / expected.abs().max()))
-    return max(apart)
+    return float(torch.tensor(apart).max())  # NaN if any is
 
 
 @torch.no_grad()

@@ -11,7 +11,16 @@ import torch
 from conftest import ROOT, SMALL_ARCH, make_config, relative_error, run_tool
 from mmseg.apis import init_model
 
-from mmseg_eomt.export import ImageToScores, example_images, load_onnx, load_program, save_onnx, save_program, to_program
+from mmseg_eomt.export import (
+    ImageToScores,
+    difference,
+    example_images,
+    load_onnx,
+    load_program,
+    save_onnx,
+    save_program,
+    to_program,
+)
 from mmseg_eomt.weights.resize import _resized_by_products, resize_pos_embed
 
 PAGE = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
@@ -134,6 +143,14 @@ def test_the_check_takes_two_sizes_and_two_batches_or_the_fixed_ones(make_module
     module = make_module()
     assert [tuple(image.shape) for image in example_images(module)] == [(1, 3, 64, 64), (2, 3, 32, 48)]
     assert [tuple(image.shape) for image in example_images(module, (50, 77), 4)] == [(4, 3, 50, 77)]
+
+
+def test_scores_that_are_not_numbers_never_pass_for_equal(make_module):
+    module = make_module()
+    apart = difference(
+        module, lambda image: module(image) * (1 if len(image) == 1 else float('nan')), example_images(module)
+    )
+    assert not apart <= 1
 
 
 def test_the_command_exports_a_slim_checkpoint_as_the_model_with_adapters(lora, tmp_path):
