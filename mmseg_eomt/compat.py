@@ -213,3 +213,10 @@ def _draw_on_any_image() -> None:
         return draw(self, np.ascontiguousarray(image), *args, **kwargs)
 
     SegLocalVisualizer._draw_sem_seg = draw_on_copy
+
+
+def exporting() -> bool:
+    """Whether torch.export is following the code. Goes when PyTorch 2.6, which cannot tell, is no longer allowed."""
+    import torch
+
+    return getattr(torch.compiler, 'is_exporting', torch.jit.is_tracing)()

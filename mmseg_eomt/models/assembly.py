@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmseg_eomt.compat import exporting
+
 STRIP_ELEMENTS = 2**21  # of all queries' masks in a strip on a CPU, 8 MB in fp32; 16 times as many elsewhere
 
 
@@ -19,7 +21,8 @@ def pixel_scores(
     """Sum over queries of mask probability times class probability, with the masks brought to the image's size.
 
     All queries' masks at full size would take Q times the image's memory. They are made in strips of rows instead, with the
-    neighbouring rows that interpolation needs: the same numbers.
+    neighbouring rows that interpolation needs: the same numbers. An exported graph, of whatever size and batch, has no
+    loops: all masks at once there, and all queries.
 
     Args:
         mask_logits: (B, Q, h, w).
@@ -36,6 +39,10 @@ def pixel_scores(
     Source: MaskFormer (Cheng et al., NeurIPS 2021), section 3.4.
     """
     probabilities = class_logits.softmax(-1)[..., :-1]
+    if exporting():
+        masks = F.interpolate(mask_logits, padded_size, mode='bilinear').sigmoid()
+        scores = torch.bmm(probabilities.transpose(1, 2), masks.flatten(2)).unflatten(2, padded_size)
+        return scores[..., : size[0], : size[1]]
     scores = mask_logits.new_empty(len(mask_logits), probabilities.shape[-1], *size)
     for image, (masks, probability) in enumerate(zip(mask_logits, probabilities)):
         if query_tolerance > 0:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmseg_eomt.compat import exporting
+
 
 def grid_of(pos_embed: Tensor, noted: Tensor | None, wanted: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns that a position embedding (1, h · w, C) is for.
@@ -41,11 +43,33 @@ def resize_pos_embed(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tup
     Returns:
         (1, rows · columns, C) in the dtype of ``pos_embed``.
     """
-    if old_grid == new_grid:
+    dynamic = any(isinstance(side, torch.SymInt) for side in new_grid)  # comparing would fix the exported size
+    if not dynamic and old_grid == new_grid:
         return pos_embed
+    if exporting():
+        return _resized_by_products(pos_embed, old_grid, new_grid)
     maps = pos_embed.float().transpose(1, 2).unflatten(2, old_grid)
     maps = F.interpolate(maps, new_grid, mode='bicubic', antialias=True)
     return maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+
+
+def _resized_by_products(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """The same interpolation as a product for rows and one for columns: an exported graph learns the grid when it runs."""
+    maps = pos_embed.float()[0].unflatten(0, old_grid)
+    rows, columns = (_cubic_weights(*sides, pos_embed.device) for sides in zip(old_grid, new_grid))
+    maps = torch.matmul(rows, maps.flatten(1)).unflatten(1, maps.shape[1:])
+    return torch.matmul(columns, maps).flatten(0, 1)[None].to(pos_embed.dtype)
+
+
+def _cubic_weights(old: int, new: int, device: torch.device) -> Tensor:
+    """Weights (new, old) of old places in the new ones by Keys' cubic, stretched where there are fewer new places."""
+    scale = torch.full((), old / new, device=device)
+    centres = (torch.arange(new, device=device) + 0.5) * scale
+    distance = (torch.arange(old, device=device) + 0.5 - centres[:, None]).abs() / scale.clamp(min=1)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:

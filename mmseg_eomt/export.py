@@ -1,0 +1,221 @@
+"""A segmentor as one graph from image to class scores, for ONNX Runtime, TensorRT or torch.export."""
+
+import json
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mmseg_eomt.adapters.merge import merge
+from mmseg_eomt.adapters.names import tuner_layers
+
+OPSET = 18
+DEFAULT_MULTIPLE = 32  # sides of the images for a backbone that does not tell its patch size
+Run = Callable[[Tensor], Tensor]
+
+
+class ImageToScores(nn.Module):
+    """What is exported: the image as it is read from a file to the class scores of its pixels.
+
+    Adapters are merged into the weights in place, and the model is set to evaluation. Every query is taken, whatever
+    ``query_tolerance`` says, and the image is one window: resizing and sliding are left to the caller.
+
+    Args:
+        model: A segmentor of :func:`mmseg.apis.init_model`, on a CPU.
+
+    Shapes: image (B, 3, H, W), float32 RGB from 0 to 255, to scores (B, K, H, W) as the decode head predicts them.
+
+    Raises:
+        ValueError: If it is no segmentor, or its adapters cannot be merged.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(model, 'encode_decode'):
+            raise ValueError(
+                f'Only a segmentor with encode_decode (EncoderDecoder) is exported, got {type(model).__name__}.'
+            )
+        if tuner_layers(model):
+            merge(model)
+        if hasattr(model.decode_head, 'query_tolerance'):
+            model.decode_head.query_tolerance = 0.0
+        self.segmentor = model.requires_grad_(False)
+        processor = model.data_preprocessor
+        # the toolbox reads files as BGR and turns them for a model of RGB
+        self.to_bgr = not processor.channel_conversion
+        self.normalises = processor._enable_normalize
+        if self.normalises:
+            self.register_buffer('mean', processor.mean.clone())
+            self.register_buffer('std', processor.std.clone())
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores (B, K, H, W) of an image (B, 3, H, W)."""
+        if self.to_bgr:
+            image = image.flip(1)
+        if self.normalises:
+            image = (image - self.mean) / self.std
+        return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[-2:])])
+
+    @property
+    def multiple(self) -> int:
+        """Sides of images of a dynamic size are multiples of this: the patch size."""
+        return getattr(self.segmentor.backbone, 'patch_size', DEFAULT_MULTIPLE)
+
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the model was made for; 512×512 where the backbone does not tell."""
+        grid = getattr(self.segmentor.backbone, 'grid_size', None)
+        return (512, 512) if grid is None else (grid[0] * self.multiple, grid[1] * self.multiple)
+
+    def metadata(self) -> dict[str, str]:
+        """What one has to know to use the graph, as strings; classes, mean and std as JSON."""
+        classes = getattr(self.segmentor, 'dataset_meta', None) or {}
+        names = list(classes.get('classes') or ())
+        known = dict(input='RGB, 0 to 255', patch_size=str(self.multiple))
+        if self.normalises:
+            rgb = slice(None, None, -1 if self.to_bgr else 1)
+            known.update(
+                mean=json.dumps([round(value, 4) for value in self.mean.flatten().tolist()[rgb]]),
+                std=json.dumps([round(value, 4) for value in self.std.flatten().tolist()[rgb]]),
+            )
+        if len(names) == self.segmentor.decode_head.out_channels:
+            known['classes'] = json.dumps(names)
+        return known
+
+
+def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: int | None = None) -> ExportedProgram:
+    """Follow the model with torch.export.
+
+    Args:
+        module: Of a segmentor.
+        size: Rows and columns of pixels, fixed. Default: any, of at least two patches a side in whole patches.
+        batch: Images at a time, fixed. Default: any.
+
+    Returns:
+        A program from ``image`` to scores.
+
+    Raises:
+        ValueError: If torch.export cannot follow the model, a fixed size is none, or PyTorch is too old.
+    """
+    if not hasattr(torch.compiler, 'is_exporting'):
+        raise ValueError(f'Exporting needs PyTorch 2.7 or later, and {torch.__version__} is installed.')
+    if min(*(size or (1, 1)), 1 if batch is None else batch) < 1:
+        raise ValueError(f'A fixed size and batch are at least 1, got size {size} and batch {batch}.')
+    step = module.multiple
+    rows, columns = size or (3 * step, 4 * step)  # unequal, so that no side is taken for the other
+    dims = {} if batch else {0: Dim('batch')}
+    if size is None:
+        dims.update({2: step * Dim('rows', min=2), 3: step * Dim('columns', min=2)})
+    example = torch.zeros(batch or 2, 3, rows, columns)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (example,), dynamic_shapes=dict(image=dims or None))
+    except Exception as error:
+        parts = f'{type(module.segmentor.backbone).__name__} with {type(module.segmentor.decode_head).__name__}'
+        hint = 'Its size or batch cannot be left open: fix both' if dims else 'It cannot be exported as it is'
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'torch.export cannot follow {parts}. {hint}. ({reason})') from error
+
+
+def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a program for :func:`torch.export.load`, with the metadata as its extra file ``metadata.json``."""
+    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
+
+
+def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a program as ONNX (opset 18), metadata included, and have onnx check it.
+
+    Args:
+        program: Of :func:`to_program`.
+        path: Of the file; weights of more than 1.5 GB go into a second one beside it, ``.data`` appended to its name.
+        metadata: For ``metadata_props``.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
+    """
+    check_onnx_packages()
+    import onnx
+
+    names = {0: 'batch', 2: 'height', 3: 'width'}
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it names each package that it could translate and is not here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False)
+    finally:
+        logger.setLevel(level)
+    for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+        for axis, name in names.items():
+            if not isinstance(value.shape[axis], int):
+                value.shape[axis] = name
+    exported.model.metadata_props.update(metadata)
+    exported.save(path)
+    onnx.checker.check_model(str(path))
+
+
+def check_onnx_packages() -> None:
+    """Raise an ImportError with the repairing command if a package that ONNX needs is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'ONNX needs packages that are missing ({error}): run pip install onnx onnxscript onnxruntime'
+        ) from None
+
+
+def load_onnx(path: str | Path) -> Run:
+    """An ONNX file as a function of tensors, on the CPU with as many threads as PyTorch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return lambda image: torch.from_numpy(session.run(['scores'], {'image': image.numpy()})[0])
+
+
+def load_program(path: str | Path) -> Run:
+    """A file of torch.export as a function of tensors."""
+    return torch.export.load(path).module()
+
+
+def example_images(module: ImageToScores, size: Sequence[int] | None = None, batch: int | None = None) -> list[Tensor]:
+    """Random images of two sizes and batch sizes, or of those that are fixed: the training size, one image, comes first."""
+    step = module.multiple
+    first = tuple(size or module.training_size)
+    second = tuple(size or (step * max(2, side // step * share // 4) for side, share in zip(first, (2, 3))))
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch or 1, 3, *first), (batch or 2, 3, *second)]
+    return [255 * torch.rand(shape, generator=generator) for shape in dict.fromkeys(shapes)]
+
+
+@torch.no_grad()
+def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
+    """Largest difference of scores between the module and what was exported, over the largest score."""
+    apart = []
+    for image in images:
+        expected = module(image)
+        apart.append(float((run(image) - expected).abs().max() / expected.abs().max()))
+    return float(torch.tensor(apart).max())  # NaN if any is
+
+
+@torch.no_grad()
+def times(module: ImageToScores, run: Run, images: Tensor, repeats: int = 5) -> tuple[float, float]:
+    """Milliseconds an image of the module and of what was exported: medians of ``repeats`` runs each, taken in turns."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for function, kept in zip((module, run), taken):
+            start = time.perf_counter()
+            function(images)
+            kept.append(1000 * (time.perf_counter() - start) / len(images))
+    return statistics.median(taken[0]), statistics.median(taken[1])

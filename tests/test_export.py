@@ -1,0 +1,224 @@
+"""Exported graphs against the model, and tools/export.py and docs/deploy.md as a user runs them."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import ROOT, SMALL_ARCH, make_config, relative_error, run_tool
+from mmseg.apis import init_model
+
+from mmseg_eomt.export import (
+    ImageToScores,
+    difference,
+    example_images,
+    load_onnx,
+    load_program,
+    save_onnx,
+    save_program,
+    to_program,
+)
+from mmseg_eomt.weights.resize import _resized_by_products, resize_pos_embed
+
+PAGE = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
+ROPE_ARCH = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')
+SHAPES = [(1, 64, 64), (2, 48, 80), (3, 128, 32), (1, 32, 112)]
+
+
+@pytest.fixture(scope='module')
+def make_module(scenes, tmp_path_factory):
+    """Make what is exported, of a small model with random weights."""
+
+    def make(arch: dict = SMALL_ARCH, **changes) -> ImageToScores:
+        config = make_config(scenes, tmp_path_factory.mktemp('export'))
+        for part in ('backbone', 'decode_head'):
+            config.model[part].arch = dict(arch)
+        config.merge_from_dict(changes)
+        torch.manual_seed(0)
+        model = init_model(config, device='cpu')
+        torch.nn.init.normal_(model.decode_head.class_head.weight)
+        return ImageToScores(model)
+
+    return make
+
+
+def images(*shape: int) -> torch.Tensor:
+    return 255 * torch.rand(shape[0], 3, *shape[1:])
+
+
+@pytest.fixture(scope='module', params=[SMALL_ARCH, ROPE_ARCH], ids=['learned positions', 'rotary positions'])
+def followed(request, make_module) -> tuple[ImageToScores, torch.export.ExportedProgram]:
+    module = make_module(request.param)
+    return module, to_program(module)
+
+
+def test_one_onnx_file_gives_the_models_scores_at_every_batch_and_size(followed, tmp_path):
+    module, program = followed
+    save_onnx(program, tmp_path / 'model.onnx', {})
+    run = load_onnx(tmp_path / 'model.onnx')
+    for shape in SHAPES:
+        image = images(*shape)
+        assert relative_error(run(image), module(image)) < 1e-5, shape
+
+
+def test_a_reloaded_program_gives_the_models_scores_at_every_batch_and_size(followed, tmp_path):
+    module, program = followed
+    save_program(program, tmp_path / 'model.pt2', module.metadata())
+    extra = {'metadata.json': ''}
+    torch.export.load(tmp_path / 'model.pt2', extra_files=extra)
+    assert json.loads(extra['metadata.json'])['patch_size'] == '16'
+    run = load_program(tmp_path / 'model.pt2')
+    for shape in SHAPES:
+        image = images(*shape)
+        assert relative_error(run(image), module(image)) < 1e-5, shape
+
+
+def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path):
+    module = make_module()
+    save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {})
+    image = images(1, 50, 77)
+    assert relative_error(load_onnx(tmp_path / 'model.onnx')(image), module(image)) < 1e-5
+    (shape,) = (value.type.tensor_type.shape for value in onnx.load(tmp_path / 'model.onnx').graph.input)
+    assert [dim.dim_value for dim in shape.dim] == [1, 3, 50, 77]
+
+
+@pytest.mark.parametrize('grid', [(7, 5), (4, 9), (2, 3), (1, 6), (4, 6)])
+def test_positions_by_products_are_those_of_interpolation(grid):
+    positions = torch.randn(1, 24, 8)
+    expected = resize_pos_embed(positions, (4, 6), grid)
+    given = _resized_by_products(positions, (4, 6), grid)
+    assert torch.equal(given, expected) if grid == (4, 6) else relative_error(given, expected) < 1e-6
+
+
+def test_the_module_takes_rgb_and_normalises_as_the_preprocessor_does(make_module):
+    image = images(1, 64, 64).round()
+    module = make_module()
+    fed = module.segmentor.data_preprocessor(dict(inputs=[image[0].flip(0).byte()]))['inputs']  # the toolbox reads BGR
+    expected = module.segmentor.encode_decode(fed, [dict(img_shape=(64, 64))])
+    assert torch.equal(module(image), expected)
+
+
+def test_a_model_of_bgr_gets_the_channels_in_its_order(make_module):
+    mean = [103.53, 116.28, 123.675]
+    image = images(1, 64, 64).round()
+    module = make_module(**{'model.data_preprocessor.bgr_to_rgb': False, 'model.data_preprocessor.mean': mean})
+    fed = module.segmentor.data_preprocessor(dict(inputs=[image[0].flip(0).byte()]))['inputs']
+    expected = module.segmentor.encode_decode(fed, [dict(img_shape=(64, 64))])
+    assert torch.equal(module(image), expected)
+    assert json.loads(module.metadata()['mean']) == mean[::-1]
+
+
+def test_every_query_is_exported_whatever_query_tolerance_says(make_module):
+    image = images(1, 64, 64)
+    given, expected = make_module(**{'model.decode_head.query_tolerance': 0.5}), make_module()
+    assert torch.equal(given(image), expected(image))
+
+
+def test_another_head_on_the_vit_is_exported(make_module):
+    head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=5)
+    config = make_module().segmentor.cfg
+    config.merge_from_dict({'model.backbone.num_joint_blocks': 0, 'model.decode_head': head})
+    module = ImageToScores(init_model(config, device='cpu'))
+    image = images(2, 48, 80)
+    assert relative_error(to_program(module).module()(image), module(image)) < 1e-5
+
+
+def test_a_model_that_torch_export_cannot_follow_is_named(make_module, monkeypatch):
+    module = make_module()
+    real = module.segmentor.backbone.forward
+    monkeypatch.setattr(module.segmentor.backbone, 'forward', lambda x: real(x * float(x.sum() > 0)))
+    with pytest.raises(ValueError, match=r'cannot follow EoMTViT with EoMTHead\.'):
+        to_program(module)
+
+
+def test_only_a_segmentor_is_exported():
+    with pytest.raises(ValueError, match=r'Only a segmentor .* got Linear'):
+        ImageToScores(torch.nn.Linear(1, 1))
+
+
+def test_the_check_takes_two_sizes_and_two_batches_or_the_fixed_ones(make_module):
+    module = make_module()
+    assert [tuple(image.shape) for image in example_images(module)] == [(1, 3, 64, 64), (2, 3, 32, 48)]
+    assert [tuple(image.shape) for image in example_images(module, (50, 77), 4)] == [(4, 3, 50, 77)]
+
+
+def test_scores_that_are_not_numbers_never_pass_for_equal(make_module):
+    module = make_module()
+    apart = difference(
+        module, lambda image: module(image) * (1 if len(image) == 1 else float('nan')), example_images(module)
+    )
+    assert not apart <= 1
+
+
+def test_the_command_exports_a_slim_checkpoint_as_the_model_with_adapters(lora, tmp_path):
+    config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.onnx'
+    log = run_tool('tools/export.py', config, lora, out).stdout
+    assert re.search(r'largest difference \S+ of the largest score, on random images 1×3×64×64, 2×3×32×48', log)
+    assert re.search(r'PyTorch \S+ ms an image, ONNX Runtime \(CPUExecutionProvider\) \S+ ms, \S+ times as fast', log)
+    assert 'Warning' not in log
+    adapted = init_model(str(config), lora, device='cpu')
+    assert any('lora_' in name for name in adapted.state_dict())
+    image = images(2, 48, 80)
+    processor = adapted.data_preprocessor
+    with torch.no_grad():
+        expected = adapted.encode_decode((image - processor.mean) / processor.std, [dict(img_shape=image.shape[-2:])])
+    assert relative_error(load_onnx(out)(image), expected) < 1e-5
+
+    model = onnx.load(out)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(known['classes']) == list(adapted.dataset_meta['classes'])
+    assert json.loads(known['mean']) == [123.675, 116.28, 103.53]
+    assert known['patch_size'] == '16' and known['input'] == 'RGB, 0 to 255'
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ['batch', 3, 'height', 'width']
+
+
+@pytest.mark.slow
+def test_a_file_that_fails_the_check_is_not_kept(lora, tmp_path):
+    config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.onnx'
+    done = run_tool('tools/export.py', config, lora, out, '--tolerance', 0, '--size', 48, 48, check=False)
+    assert done.returncode == 1
+    assert 'more than --tolerance 0' in done.stdout.splitlines()[-1] and 'is not kept' in done.stdout
+    assert not out.exists()
+
+
+def test_mistakes_end_with_one_sentence(tmp_path):
+    (tmp_path / 'there.onnx').touch()
+    (tmp_path / 'onnxscript.py').write_text('raise ModuleNotFoundError("No module named \'onnxscript\'")\n')
+    for out, message in (
+        ('model.pth', r'OUT must end in \.onnx \(ONNX\) or \.pt2 \(torch\.export\), got '),
+        ('there.onnx', 'is there already'),
+        ('model.onnx', 'run pip install onnx onnxscript onnxruntime'),
+    ):
+        path = str(tmp_path)
+        done = run_tool('tools/export.py', 'c.py', 'c.pth', tmp_path / out, check=False, PYTHONPATH=path)
+        assert done.returncode == 1
+        assert re.search(message, done.stdout.splitlines()[-1])
+        assert 'Traceback' not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_page_runs(lora, scenes, tmp_path):
+    files = {
+        'configs/eomt_lora_demo.py': next(Path(lora).parent.glob('*.py')),
+        'work_dirs/eomt_lora_demo/iter_200.pth': lora,
+        'work_dirs/': f'{tmp_path}/',
+        'image.png': next(scenes.glob('leftImg8bit/val/day/*.png')),
+    }
+    ran, sizes, names = [], [], {}
+    for kind, block in re.findall(r'```(bash|python)\n(.*?)```', PAGE, re.S):
+        for shown, file in files.items():
+            block = block.replace(shown, str(file))
+        if kind == 'python':
+            exec(block, names)
+            sizes.append(names['labels'].shape)
+            continue
+        for line in block.strip().splitlines():
+            if not line.startswith('pip '):
+                ran.append(run_tool(*shlex.split(line)[1:]).stdout)
+    assert len(ran) == 3
+    assert sizes == [(64, 128), (2, 320, 640)]
+    assert set(json.loads(names['extra']['metadata.json'])) == {'input', 'patch_size', 'mean', 'std', 'classes'}
