@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_ARCH
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
@@ -228,6 +229,19 @@ def test_adapters_in_weights_go_to_pefts_format_and_back(small_config, tmp_path,
         assert torch.equal(other.encode_decode(image, meta), expected)
         merge(other, {'default': 1.0})
         assert torch.allclose(other.encode_decode(image, meta), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('pair', ['BEiT + EoMTHead', 'ViT + EoMTHead'])
+def test_an_average_of_a_run_with_adapters_in_weights_is_evaluated_and_kept(small_config, pair):
+    config = mixed_config(small_config, pair, True)
+    config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
+    runner = Runner.from_cfg(config)
+    runner.train()
+    runner.model = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+    expected = score_maps(runner)
+    tester = Runner.from_cfg(mixed_config(small_config, pair, True, 'test', load_from=f'{runner.work_dir}/iter_2.pth'))
+    tester.test()
+    assert all(torch.allclose(given, wanted, atol=1e-5) for given, wanted in zip(score_maps(tester), expected))
 
 
 @pytest.mark.parametrize(

@@ -196,11 +196,11 @@ def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'Pe
         for child, _ in module.named_children()
     }
     config = copy.copy(config)
+    if getattr(config, 'target_parameters', None):
+        config.target_parameters = [n for names in _matched_parameters(model, config, whole).values() for n in names] or None
     if isinstance(parts, str):  # an expression of the user's is left as it is
         return config
     config.modules_to_save = None
-    if getattr(config, 'target_parameters', None):
-        config.target_parameters = [n for names in _matched_parameters(model, config, whole).values() for n in names] or None
     config.exclude_modules = [
         name
         for name, _ in model.named_modules()

@@ -5,6 +5,7 @@ from typing import Any
 from mmseg.models.backbones.beit import BEiTAttention
 from peft.tuners.lora import Linear, ParamWrapper
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class ReadLinear(Linear):
@@ -20,11 +21,17 @@ class ReadLinear(Linear):
 
 
 class AdaptedAttention(ParamWrapper):
-    """PEFT's adapted weight of PyTorch's attention, which the toolbox calls with keywords only."""
+    """PEFT's adapted weight of PyTorch's attention, with a forward pass that leaves the parameters where they are.
 
-    def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    PEFT's own takes no keywords, and puts the weight behind the bias, where an EMA copy would be mixed up with it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As PyTorch's attention."""
-        return super().forward(query, *args, **kwargs)
+        attention, weight = self.get_base_layer(), self.get_param()
+        if not (self.merged or self.disable_adapters):
+            weight = weight + sum(self.get_delta_weight(name) for name in self.active_adapters if name in self.lora_A)
+        return functional_call(attention, {self.parameter_name: weight}, args, kwargs)
 
 
 def adapt_weight_reads(model: nn.Module) -> None:

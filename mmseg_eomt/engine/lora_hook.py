@@ -311,7 +311,7 @@ class LoRAHook(Hook):
         if layers:
             raise ValueError(
                 f'The loss does not depend on the adapters of {len(layers)} layers, such as {", ".join(layers[:3])}: the '
-                f'model does not call these layers, and would never learn. Leave them out with exclude_modules.'
+                f'model does not call these layers, and the adapters would never learn. Name them in exclude_modules.'
             )
 
     def before_val(self, runner: Runner) -> None:

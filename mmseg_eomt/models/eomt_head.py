@@ -205,8 +205,8 @@ class EoMTHead(BaseModule):
         if prefix is None:
             return self.input_projection(feature), None, rope
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
-        if self.in_channels != self.arch.embed_dims:  # PEFT may have wrapped the projection
-            prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)
+        if self.in_channels != self.arch.embed_dims:
+            prefix = self.input_projection(prefix.transpose(1, 2)[..., None]).flatten(2).transpose(1, 2)
         return self.input_projection(feature), prefix, rope
 
     def _predict_layer(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
