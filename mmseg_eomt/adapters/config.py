@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 OLDEST_PEFT = '0.18'
+ATTENTION_WEIGHT = 'in_proj_weight'  # of PyTorch's own attention: a parameter, in no layer of its own
 
 # What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout
 # makes no other model, first values only where they change the base (see differences), and the rest is bookkeeping.
@@ -36,7 +37,8 @@ def lora_config(
         r: Rank, at least 1.
         lora_alpha: Scale; an adapter's output is multiplied by ``lora_alpha / r``. Above 0.
         lora_dropout: Dropout in front of an adapter, from 0 to below 1.
-        target_modules: Last parts of the names of the layers to adapt.
+        target_modules: Last parts of the names of the layers to adapt; ``'in_proj_weight'``, of queries, keys and values in
+            PyTorch's own attention, is one of PEFT's ``target_parameters``.
         exclude_modules: Last parts of names that are left out all the same.
         others: Further fields of ``LoraConfig``, such as ``use_dora=True``.
 
@@ -51,7 +53,20 @@ def lora_config(
     if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
         raise ValueError(f'lora_dropout must be from 0 to below 1, got {lora_dropout!r}.')
     numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
+    parameters = [] if isinstance(target_modules, str) else [t for t in target_modules if _ends_in_attention(t)]
+    if parameters:
+        target_modules = [target for target in target_modules if target not in parameters]
+        others['target_parameters'] = [*(others.get('target_parameters') or ()), *parameters]
+    if others.get('target_parameters') and lora_dropout:
+        raise ValueError(
+            f'{others["target_parameters"]} are weights without a layer of their own, and take no dropout in front of their '
+            f'adapters: set lora_dropout=0, got {lora_dropout}.'
+        )
     return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **others})
+
+
+def _ends_in_attention(target: str) -> bool:
+    return target.split('.')[-1] == ATTENTION_WEIGHT
 
 
 def peft_config(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import KEY, UNKNOWN_BASE, check_note, check_same_base, completed
 from mmseg_eomt.adapters.config import as_values, changes_base, draws_base_change, from_values, import_peft
-from mmseg_eomt.adapters.inject import keep_modes
+from mmseg_eomt.adapters.inject import settle
 from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_wrapper, plain_name, tuner_layers
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
@@ -143,7 +143,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         inject_adapter_in_model(config, model, adapter_name=name)
     cast_adapter_dtype(model, name)
-    keep_modes(model)
+    settle(model)
     try:
         weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
         result = set_peft_model_state_dict(model, weights, adapter_name=name)

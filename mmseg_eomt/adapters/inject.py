@@ -31,17 +31,24 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
     Raises:
         ValueError: If no target matches anything; the message lists what could match.
     """
+    in_attention = _matched_parameters(model, config, trainable_modules)
     config = _fitted(model, config, trainable_modules)
     targets = config.target_modules or []
     expression = isinstance(targets, str)
     matches: dict[str, list[str]] = {target: [] for target in ([targets] if expression else sorted(targets))}
+    matches.update(in_attention)
     if not matches:
         return matches
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    for name, _module in model.named_modules():
+    for name, module in model.named_modules():
         if check_target_module_exists(config, name):
-            for target in matches:
+            if isinstance(module, nn.MultiheadAttention):
+                raise ValueError(
+                    f"{name} is PyTorch's own attention, which PEFT would adapt wrongly, its output twice: set "
+                    f'in_proj_weight in target_modules in place of it.'
+                )
+            for target in matches.keys() - in_attention.keys():
                 if expression or _ends_with(name, target):
                     matches[target].append(name)
     if not any(matches.values()):
@@ -51,7 +58,8 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
             for name, module in model.named_modules()
             if isinstance(module, ADAPTABLE) and name and name not in left_out
         )
-        choices = ', '.join(f'{name} ({count})' for name, count in sorted(layers.items()) if not name.isdigit())
+        layers['in_proj_weight'] = sum(isinstance(module, nn.MultiheadAttention) for module in model.modules())
+        choices = ', '.join(f'{name} ({n})' for name, n in sorted(layers.items()) if n and not name.isdigit())
         raise ValueError(f'target_modules {list(matches)} match no layer of the model. Names that would match: {choices}.')
     return matches
 
@@ -91,7 +99,7 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
             inject_adapter_in_model(_fitted(model, config, whole), model)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
-        keep_modes(model)
+        settle(model)
     num_trained = 0
     for name, parameter in model.named_parameters():
         if within(name, whole) and parameter.is_floating_point():
@@ -103,8 +111,14 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
     return matches
 
 
-def keep_modes(model: nn.Module) -> None:
-    """Put what PEFT has added into the mode, training or evaluation, of what it was added to: it starts in training's."""
+def settle(model: nn.Module) -> None:
+    """Put right what PEFT has just added to a model.
+
+    Its parts start in training's mode and take that of what they were added to, and they are used where a weight is read.
+    """
+    from mmseg_eomt.adapters.weight_reads import adapt_weight_reads
+
+    adapt_weight_reads(model)
     for layer in tuner_layers(model).values():
         layer.train(layer.get_base_layer().training)
     for module in model.modules():
@@ -114,11 +128,12 @@ def keep_modes(model: nn.Module) -> None:
 
 def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
     names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
+    for named in (model.named_modules, model.named_parameters):
+        for name, part in named(remove_duplicate=False):
+            names.setdefault(id(part), []).append(name)
     for matched in matches.values():
         for name in matched:
-            shared = names[id(model.get_submodule(name))]
+            shared = next(shared for shared in names.values() if name in shared)
             if len(shared) > 1:
                 raise ValueError(f'{" and ".join(shared)} are one layer, of which only one would be adapted: leave it out.')
 
@@ -181,6 +196,8 @@ def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'Pe
         for child, _ in module.named_children()
     }
     config = copy.copy(config)
+    if getattr(config, 'target_parameters', None):
+        config.target_parameters = [n for names in _matched_parameters(model, config, whole).values() for n in names] or None
     if isinstance(parts, str):  # an expression of the user's is left as it is
         return config
     config.modules_to_save = None
@@ -191,6 +208,13 @@ def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'Pe
         and (name in in_attention or within(name, whole) or any(_ends_with(name, part) for part in parts))
     ] or None
     return config
+
+
+def _matched_parameters(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> dict[str, list[str]]:
+    """Full names of the parameters that each of the config's ``target_parameters`` matches, outside of ``whole``."""
+    names = [name for name, _ in model.named_parameters() if not within(name, whole)]
+    targets = sorted(getattr(config, 'target_parameters', None) or ())
+    return {target: [name for name in names if _ends_with(name, target)] for target in targets}
 
 
 def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
@@ -216,13 +240,17 @@ def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
 
 def _to_base(model: nn.Module, name: str) -> str:
     """Where a parameter of a plain model sits in the adapted one."""
-    layer, _, kind = name.rpartition('.')
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError:
-        return name
-    adapted = hasattr(module, 'base_layer') and kind in dict(module.base_layer.named_parameters(recurse=False))
-    return f'{layer}.base_layer.{kind}' if adapted else name
+    module: nn.Module | None = model
+    path = []
+    for part in name.split('.'):
+        while module is not None and part not in {**module._modules, **module._parameters}:
+            module = module._modules.get('base_layer')
+            path.append('base_layer')
+        if module is None:
+            return name
+        path.append(part)
+        module = module._modules.get(part)
+    return '.'.join(path)
 
 
 def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:

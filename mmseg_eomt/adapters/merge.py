@@ -33,7 +33,7 @@ def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
         _check_weighted(model, weights)
         for layer in layers.values():
             _add_weighted(layer, weights)
-    for name, layer in layers.items():
+    for name, layer in reversed(layers.items()):  # those inside others first
         _replace(model, name, layer.get_base_layer())
     _unwrap_modules(model, weights)
     model.__dict__.pop('peft_config', None)
@@ -74,7 +74,7 @@ def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
 
 def _add_weighted(layer: nn.Module, weights: dict[str, float]) -> None:
     full_precision(layer)
-    weight = layer.get_base_layer().weight
+    weight = layer.get_param() if hasattr(layer, 'get_param') else layer.get_base_layer().weight
     changes = [(layer.get_delta_weight(name), factor) for name, factor in weights.items() if name in layer.scaling]
     for change, factor in changes:
         weight.data += factor * change.to(weight.dtype)

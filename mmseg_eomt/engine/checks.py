@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import weights_of
@@ -28,6 +29,7 @@ def is_training(runner: Runner) -> bool:
 def prepare_run(runner: Runner) -> None:
     """Check the model and, in training, its data, and settle what is resumed; a second call changes nothing."""
     check_split(segmentor_of(runner))
+    check_outputs(segmentor_of(runner))
     if is_training(runner):
         check_classes(runner)
         resume_own_run(runner)
@@ -49,6 +51,29 @@ def check_split(model: nn.Module) -> None:
                     f'{name} of backbone and decode_head must be equal, since they are parts of one ViT: '
                     f'got {given[0]} and {given[1]}.'
                 )
+
+
+def check_outputs(model: nn.Module) -> None:
+    """Make sure that no other part takes the output of an :class:`EoMTViT` that is made for an :class:`EoMTHead`.
+
+    Raises:
+        ValueError: If a neck or one of the toolbox's heads would, with what to set.
+    """
+    vit = getattr(model, 'backbone', None)
+    if not isinstance(vit, EoMTViT) or not vit.num_joint_blocks or len(vit.blocks) - 1 not in vit.out_indices:
+        return
+    last = len(vit.out_indices) - 1
+    takers = ['neck'] if getattr(model, 'neck', None) is not None else []
+    for name, head in model.named_modules():
+        indices = getattr(head, 'in_index', None) if isinstance(head, BaseDecodeHead) else None
+        if indices is not None and any(i in (last, -1) for i in ([indices] if isinstance(indices, int) else indices)):
+            takers.append(name)
+    if takers:
+        raise ValueError(
+            f"{takers[0]} takes the backbone's last output, which with num_joint_blocks={vit.num_joint_blocks} holds prefix "
+            f'tokens beside the map, for EoMTHead: add an earlier block to out_indices of the backbone and its place to '
+            f'in_index of {takers[0]}, or set num_joint_blocks=0 where there is no EoMTHead.'
+        )
 
 
 def check_classes(runner: Runner) -> None:

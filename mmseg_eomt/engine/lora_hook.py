@@ -10,9 +10,10 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
 from mmseg.registry import HOOKS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading, without_trained
 from mmseg_eomt.adapters.checkpoint import (
@@ -55,8 +56,9 @@ class LoRAHook(Hook):
         r: LoRA's rank. Default: 16.
         lora_alpha: LoRA's scale, over ``r``. Default: 32.
         lora_dropout: Dropout in front of LoRA's adapters. Default: 0.05.
-        target_modules: Last parts of the names of the layers to adapt; an empty list adapts none. Default: the attention
-            layers of common ViTs.
+        target_modules: Last parts of the names of the layers to adapt; an empty list adapts none. PyTorch's own attention
+            has no layer of queries, keys and values, but the weight ``'in_proj_weight'``, and no dropout in front of it.
+            Default: the attention layers of common ViTs.
         exclude_modules: Last parts of names to leave out. Default: the patch embedding, whose layer is called ``proj`` too.
         trainable_modules: Modules that are trained beside the adapters. Default: the parts of :class:`EoMTHead` that no
             checkpoint of a ViT holds; the projection only exists on a backbone of another width.
@@ -71,8 +73,8 @@ class LoRAHook(Hook):
 
     Raises:
         ImportError: If PEFT is missing and adapters are needed.
-        ValueError: If a number is out of range, a name matches nothing, or a checkpoint was trained with other adapters or
-            on another base.
+        ValueError: If a number is out of range, a name matches nothing, the model does not use an adapted layer, or a
+            checkpoint was trained with other adapters or on another base.
     """
 
     priority = 'VERY_HIGH'
@@ -127,6 +129,8 @@ class LoRAHook(Hook):
         self._adapted: nn.Module | None = None
         self._trained = False
         self._frozen_norms: list[nn.Module] = []
+        self._unused: dict[str, str] = {}  # adapters' parameters that have had no gradient yet, and their layers
+        self._handles: list[RemovableHandle] = []
 
     def before_run(self, runner: Runner) -> None:
         """Adapt the runner's model; once, also where one Runner trains and then tests."""
@@ -274,11 +278,41 @@ class LoRAHook(Hook):
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
         ]
 
+        self._unused = {
+            f'{layer}.{name}': layer
+            for layer, module in tuner_layers(model).items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and not name.startswith('base_layer.')
+        }
+        for name in self._unused:
+            self._handles.append(model.get_parameter(name).register_hook(functools.partial(self._note_use, name)))
+
+    def _note_use(self, name: str, _gradient: Tensor) -> None:
+        self._unused.pop(name, None)
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Keep the statistics of frozen batch norms, and draw on where a resumed run stopped."""
         self.random_state.start_iteration()
         for norm in self._frozen_norms:
             norm.eval()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Look once whether every adapter is used: a model may read a layer's weight and not call the layer.
+
+        Raises:
+            ValueError: If the loss does not depend on some, with the names of their layers.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        layers, self._unused = list(dict.fromkeys(self._unused.values())), {}
+        if layers:
+            raise ValueError(
+                f'The loss does not depend on the adapters of {len(layers)} layers, such as {", ".join(layers[:3])}: the '
+                f'model does not call these layers, and the adapters would never learn. Name them in exclude_modules.'
+            )
 
     def before_val(self, runner: Runner) -> None:
         """Evaluation draws nothing from the training's random numbers."""

@@ -38,7 +38,8 @@ class EoMTHead(BaseModule):
         in_index: Which of the backbone's outputs to use. Default: -1.
         num_joint_blocks: Joint blocks J. Default: 4.
         num_queries: Queries Q. Default: 100.
-        patch_size: Pixels of the image for one place of the map: the backbone's patch size or stride. Default: 16.
+        patch_size: Pixels of the image for one place of the map: the backbone's patch size, or its stride at
+            ``in_index``. Default: 16.
         num_points: Points at which a mask is compared in matching and losses. Default: 12,544.
         oversample_ratio: Candidates drawn for each point of the mask losses. Default: 3.0.
         importance_sample_ratio: Share of points taken where the prediction is least certain. Default: 0.75.
@@ -205,8 +206,8 @@ class EoMTHead(BaseModule):
         if prefix is None:
             return self.input_projection(feature), None, rope
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
-        if self.in_channels != self.arch.embed_dims:  # PEFT may have wrapped the projection
-            prefix = F.linear(prefix, self.input_projection.weight.flatten(1), self.input_projection.bias)
+        if self.in_channels != self.arch.embed_dims:
+            prefix = self.input_projection(prefix.transpose(1, 2)[..., None]).flatten(2).transpose(1, 2)
         return self.input_projection(feature), prefix, rope
 
     def _predict_layer(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -235,7 +236,8 @@ class EoMTHead(BaseModule):
             ``matched_queries``, for the log alone: the mean number of an image's queries that have a mask to learn.
 
         Raises:
-            ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``.
+            ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``, or if
+                ``patch_size`` is not the stride of the map.
         """
         labels = [sample.gt_sem_seg.data for sample in batch_data_samples]
         for sample, label in zip(batch_data_samples, labels):
@@ -244,6 +246,7 @@ class EoMTHead(BaseModule):
                     f'A label map must be an image of one channel with a class id a pixel; that of '
                     f'{sample.metainfo.get("seg_map_path", "a sample")} gave a tensor of shape {tuple(label.shape)}.'
                 )
+        self._check_stride(labels[0].shape[-2:], self._map_size(feats))
         masks, classes = self(feats)
         labels = torch.cat(labels)
         targets = SemanticTargets.from_label_maps(labels, self.num_classes, self.ignore_index)
@@ -283,6 +286,14 @@ class EoMTHead(BaseModule):
             size = meta.get('pad_shape', size)[:2]
         padded = self._size_on_grid(size, self._map_size(feats))
         return pixel_scores(masks, classes, padded, size, self.query_tolerance)
+
+    def _check_stride(self, size: Sequence[int], grid: tuple[int, int]) -> None:
+        sides = [(side // self.patch_size, -(-side // self.patch_size)) for side in size]  # with and without padding
+        if any(side not in fitting for side, fitting in zip(grid, sides)):
+            raise ValueError(
+                f'The map at in_index={self.in_index} has {grid[0]}×{grid[1]} places for {size[0]}×{size[1]} pixels, which '
+                f'does not fit patch_size={self.patch_size}: set it to the stride of this map, {round(size[0] / grid[0])}.'
+            )
 
     def _map_size(self, feats: Features) -> tuple[int, int]:
         feature = feats[self.in_index]

@@ -128,7 +128,7 @@ def test_targets_that_match_nothing_are_refused_with_what_could_match():
 
 def test_layers_that_pytorchs_attention_never_calls_are_no_targets():
     attention = torch.nn.ModuleDict(dict(attn=torch.nn.MultiheadAttention(32, 2), fc1=torch.nn.Linear(32, 32)))
-    with pytest.raises(ValueError, match=r'match no layer.*Names that would match: fc1 \(1\)\.'):
+    with pytest.raises(ValueError, match=r'match no layer.*Names that would match: fc1 \(1\), in_proj_weight \(1\)\.'):
         inject(attention, config(['out_proj']))
     assert inject(attention, config(['out_proj', 'fc1'])) == dict(fc1=['fc1'], out_proj=[])
     assert adapter_names(attention) == ['fc1.lora_A.default.weight', 'fc1.lora_B.default.weight']
