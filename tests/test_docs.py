@@ -192,9 +192,9 @@ def test_every_link_leads_somewhere():
 def test_every_file_that_is_named_exists():
     for page in PAGES + list(ELSEWHERE):
         text = (ROOT / page).read_text(encoding='utf-8')
-        names = set(re.findall(r'(?:configs|tools|docs|benchmarks)/[\w./-]+\w', text)) | set(
-            re.findall(r'`(eomt\w[\w-]*\.py)`', text)
-        )
+        found = re.finditer(r'(?<![\w/])(?:configs|tools|docs|benchmarks)/[\w./-]+', text)
+        names = {match[0].rstrip('.') for match in found if text[match.end()] not in '{*<'}
+        names |= set(re.findall(r'`(eomt\w[\w-]*\.py)`', text))
         ours = {name for name in names if not re.search(r'dataset_converters|my_data|mim/tools', name)}
         missing = [name for name in ours if not (ROOT / name).exists() and not (ROOT / 'configs' / name).exists()]
         assert not missing, f'{page}: {missing}'

@@ -10,10 +10,9 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
 from mmseg.registry import HOOKS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading, without_trained
 from mmseg_eomt.adapters.checkpoint import (
@@ -34,6 +33,7 @@ from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers, within
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
+from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.random_state import RandomState
 
@@ -129,8 +129,7 @@ class LoRAHook(Hook):
         self._adapted: nn.Module | None = None
         self._trained = False
         self._frozen_norms: list[nn.Module] = []
-        self._unused: dict[str, str] = {}  # adapters' parameters that have had no gradient yet, and their layers
-        self._handles: list[RemovableHandle] = []
+        self._use = AdapterUse()
 
     def before_run(self, runner: Runner) -> None:
         """Adapt the runner's model; once, also where one Runner trains and then tests."""
@@ -277,18 +276,7 @@ class LoRAHook(Hook):
             for module in model.modules()
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
         ]
-
-        self._unused = {
-            f'{layer}.{name}': layer
-            for layer, module in tuner_layers(model).items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and not name.startswith('base_layer.')
-        }
-        for name in self._unused:
-            self._handles.append(model.get_parameter(name).register_hook(functools.partial(self._note_use, name)))
-
-    def _note_use(self, name: str, _gradient: Tensor) -> None:
-        self._unused.pop(name, None)
+        self._use.watch(model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Keep the statistics of frozen batch norms, and draw on where a resumed run stopped."""
@@ -304,15 +292,7 @@ class LoRAHook(Hook):
         Raises:
             ValueError: If the loss does not depend on some, with the names of their layers.
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        layers, self._unused = list(dict.fromkeys(self._unused.values())), {}
-        if layers:
-            raise ValueError(
-                f'The loss does not depend on the adapters of {len(layers)} layers, such as {", ".join(layers[:3])}: the '
-                f'model does not call these layers, and the adapters would never learn. Name them in exclude_modules.'
-            )
+        self._use.check()
 
     def before_val(self, runner: Runner) -> None:
         """Evaluation draws nothing from the training's random numbers."""

@@ -1,0 +1,96 @@
+"""Runs the core of the suite with each of the packages that MMSegmentation comes in.
+
+    python tests/environments.py [NAME …]      make environments
+
+NAME is lite (mmcv-lite), full (mmcv, compiled here: some 12 minutes on two cores) or forks (onedl-*); without one, all three.
+Each has its environment in .venv-NAME, made anew. The last lines are a table of versions and results, as the README shows it.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = os.environ.get('TORCH', 'torch==2.13.0')
+OTHERS = ['peft', 'scipy', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'packaging', 'tqdm', 'pillow', 'matplotlib']
+TEST = ['pytest', 'seaborn', 'tensorboard', 'prettytable', 'onnx', 'onnxscript', 'onnxruntime', 'setuptools<80.9']
+# each line is one call of pip; --no-build-isolation lets mmcv see the PyTorch and the older setuptools that it builds with
+ENVIRONMENTS = {
+    'lite': [['mmcv-lite==2.1.0', '--editable', '.'], TEST],
+    'full': [
+        ['setuptools<80.9', 'wheel', 'ninja', 'psutil'],
+        ['mmcv==2.1.0', '--no-build-isolation'],
+        ['--editable', '.'],
+        TEST,
+    ],
+    'forks': [
+        ['onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation', *OTHERS],
+        TEST,
+        ['--no-deps', '--editable', '.'],
+    ],
+}
+CORE = [
+    *('tests/models', 'tests/adapters', 'tests/weights/test_formats.py', 'tests/weights/test_adapt.py', 'tests/engine'),
+    *('tests/test_compat.py', 'tests/test_configs.py', 'tests/test_dataset_configs.py', 'tests/test_data_check.py'),
+    *('tests/test_inference.py', 'tests/test_predict.py', 'tests/test_mixing.py'),
+]
+SHOWN = ('torch', 'mmcv', 'mmcv-lite', 'mmengine', 'mmsegmentation', 'peft', 'transformers')
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help=', '.join(ENVIRONMENTS))
+    names = parser.parse_args().names or list(ENVIRONMENTS)
+    unknown = set(names) - set(ENVIRONMENTS)
+    if unknown:
+        parser.error(f'there is {", ".join(ENVIRONMENTS)}, not {", ".join(unknown)}')
+    rows = [row(name) for name in names]
+    print('\n| environment | versions | installing | core of the suite |\n|---|---|---|---|')
+    print('\n'.join(line for line, _ in rows))
+    sys.exit(any(failed for _, failed in rows))
+
+
+def row(name: str) -> tuple[str, bool]:
+    """Make an environment, run the tests in it, and describe both in a line of a table; whether something failed."""
+    python, seconds = install(name)
+    versions = ', '.join(f'{package} {version}' for package, version in installed(python).items())
+    print(f'\n=== {name}: {versions}', flush=True)
+    done = subprocess.run(
+        [python, '-m', 'pytest', '-m', 'slow or not slow', *CORE], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    print(done.stdout[-4000:], flush=True)
+    result = re.findall(r'^.*(?:passed|failed|error).* in .*$', done.stdout, re.M)
+    return f'| `{name}` | {versions} | {seconds:.0f} s | {result[-1] if result else "did not run"} |', bool(done.returncode)
+
+
+def install(name: str) -> tuple[str, float]:
+    """Make an environment; its Python, and the seconds that pip took after PyTorch was in."""
+    folder = ROOT / f'.venv-{name}'
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f'\n=== {name}: installing into {folder.name}', flush=True)
+    subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
+    python = str(folder / 'bin' / 'python')
+    pip = [python, '-m', 'pip', '--disable-pip-version-check', '--quiet', 'install']
+    subprocess.run([*pip, TORCH], cwd=ROOT, check=True)
+    start = time.time()
+    for packages in ENVIRONMENTS[name]:
+        subprocess.run([*pip, *packages], cwd=ROOT, check=True)
+    return python, time.time() - start
+
+
+def installed(python: str) -> dict[str, str]:
+    """Versions of the packages that matter."""
+    code = 'from importlib.metadata import distributions as d; print(*(f"{x.name}=={x.version}" for x in d()), sep="\\n")'
+    lines = subprocess.run([python, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    versions = dict(line.split('==') for line in lines)
+    return {name: versions[name] for name in sorted(versions) if name.removeprefix('onedl-') in SHOWN}
+
+
+if __name__ == '__main__':
+    main()
