@@ -1,4 +1,4 @@
-# make demo: train, adapt and evaluate a small model on made data.   make test: run the test suite.
+# make demo: train, adapt and evaluate a small model on made data.   make test: run both groups of the test suite.
 # Both make their environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,13 +6,17 @@ TORCH ?= torch==2.13.0
 MMCV ?= mmcv-lite==2.1.0
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test env lint clean
+.PHONY: demo test environments env lint clean
 
 demo: env
 	$(VENV)/bin/python tools/demo.py
 
 test: env
 	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m slow
+
+environments:
+	$(PYTHON) tests/environments.py
 
 lint: env
 	$(VENV)/bin/ruff check .
@@ -28,4 +32,4 @@ $(VENV)/ready: setup.py pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*
+	rm -rf $(VENV) .venv-lite .venv-full .venv-forks data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*

@@ -241,6 +241,7 @@ def camvid(tmp_path) -> tuple[Path, Path, list[str]]:
     return tmp_path / 'images', tmp_path / 'labels', ['--classes', CAMVID_CLASSES, '--ignore', '11']
 
 
+@pytest.mark.slow
 def test_three_commands_lead_from_images_and_masks_to_an_adapted_model_and_pictures(camvid, tmp_path):
     """The commands that the tool prints, on the base config of a small model: its weights are a checkpoint in init_cfg."""
     images, masks, options = camvid

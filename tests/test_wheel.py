@@ -10,6 +10,9 @@ import pytest
 from conftest import ROOT, small_options
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory) -> Path:
     """A folder with the wheel's contents, as an environment would have them."""
