@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, small_options
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -16,7 +16,6 @@ Folders train and val in IMAGES are taken as the split; without them, images are
 
 import argparse
 import os
-import pprint
 import random
 import sys
 from collections import Counter
@@ -47,6 +46,7 @@ def main() -> None:
 def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
     """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
     from mmseg_eomt.data.labels import kind_of, make_labels, totals
+    from mmseg_eomt.data.own_config import base_config, config_text
     from mmseg_eomt.data.pairs import find_pairs
 
     pairs = find_pairs(args.images, args.masks, args.mask_suffix)
@@ -85,8 +85,11 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     config_file.parent.mkdir(parents=True, exist_ok=True)
     folders = dict(img_path=args.images.as_posix(), seg_map_path=masks.as_posix())
     suffixes = dict(img_suffix=pairs.image_suffix, seg_map_suffix=mask_suffix)
-    text = config_text(config_file, base, data_dir, args, labels, (len(train), len(val)), folders, suffixes)
-    config_file.write_text(text, encoding='utf-8')
+    dataset = dict(data_prefix=folders, **suffixes)
+    lists = {split: (data_dir / f'{split}.txt').as_posix() for split in ('train', 'val')}
+    text = config_text(config_file, base, labels, dataset, lists, args.iters)
+    title = f'{args.name}: {len(train)} images to train on, {len(val)} to evaluate on. Made by tools/init_dataset.py.'
+    config_file.write_text(f'# {title}\n{text}', encoding='utf-8')
     say_next(config_file, data_dir, args.images)
 
 
@@ -272,71 +275,6 @@ def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[st
             pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))
             titles.append(f'{title}: {names[i]}')
     Image.fromarray(sheet(pictures, titles)).save(path)
-
-
-def base_config(base: str) -> Path:
-    """Path of the config to start from."""
-    from mmseg_eomt.configs import config_folder
-
-    for path in (Path(base), config_folder() / base):
-        if path.is_file():
-            return path.resolve()
-    raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')
-
-
-def config_text(
-    config_file: Path,
-    base: Path,
-    data_dir: Path,
-    args: argparse.Namespace,
-    labels,
-    numbers: tuple[int, int],
-    folders: dict[str, str],
-    suffixes: dict[str, str],
-) -> str:
-    """The config."""
-    from mmengine.config import Config
-
-    from mmseg_eomt.configs import PREFIX, config_folder
-
-    beside = config_folder() in config_file.resolve().parents
-    name = os.path.relpath(base, config_file.resolve().parent)
-    if config_folder() in base.parents and not beside:
-        name = PREFIX + base.relative_to(config_folder()).as_posix()
-    config = Config.fromfile(base)
-    schedules = [schedule['type'] for schedule in config.param_scheduler]
-    schedule = ''
-    if schedules == ['TwoWarmupsPolyLR']:
-        iters = args.iters or 8000
-        every = max(1, iters // 10)
-        steps = iters // config.optim_wrapper.get('accumulative_counts', 1)
-        schedule = (
-            f"param_scheduler = [dict(type='TwoWarmupsPolyLR', warmup_steps=({steps // 20}, {steps // 10}), power=0.9, "
-            f'by_epoch=False)]\n'
-            f'train_cfg = dict(max_iters={iters}, val_interval={every})\n'
-            f'default_hooks = dict(checkpoint=dict(interval={every}))\n'
-        )
-    elif args.iters:
-        raise ValueError(f'--iters goes with the schedule TwoWarmupsPolyLR, and {base.name} has {schedules}: leave it out.')
-    classes = pprint.pformat(labels.classes, width=115, compact=True).replace('\n', '\n    ')
-    palette = pprint.pformat(labels.palette, width=115, compact=True).replace('\n', '\n    ')
-    return f"""# {args.name}: {numbers[0]} images to train on, {numbers[1]} to evaluate on. Made by tools/init_dataset.py.
-_base_ = {name!r}
-classes = {classes}
-palette = {palette}
-dataset = dict(
-    type='BaseSegDataset',
-    metainfo=dict(classes=classes, palette=palette),
-    data_root=None,
-    data_prefix=dict(img_path={folders['img_path']!r}, seg_map_path={folders['seg_map_path']!r}),
-    img_suffix={suffixes['img_suffix']!r},
-    seg_map_suffix={suffixes['seg_map_suffix']!r},
-)
-train_dataloader = dict(dataset=dict(ann_file='{(data_dir / 'train.txt').as_posix()}', **dataset))
-val_dataloader = dict(dataset=dict(ann_file='{(data_dir / 'val.txt').as_posix()}', **dataset))
-test_dataloader = val_dataloader
-model = dict(decode_head=dict(num_classes=len(classes)))
-{schedule}"""
 
 
 def say_next(config_file: Path, data_dir: Path, images: Path) -> None:

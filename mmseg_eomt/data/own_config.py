@@ -1,0 +1,89 @@
+"""A config for data of one's own, on top of one of the plugin's."""
+
+import os
+import pprint
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmseg_eomt.configs import PREFIX, config_folder
+from mmseg_eomt.data.labels import Labels
+
+ITERS = 8000
+
+
+def base_config(base: str) -> Path:
+    """Path of a config that is given as a path, or by its name among the plugin's.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for path in (Path(base), config_folder() / base):
+        if path.is_file():
+            return path.resolve()
+    raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')
+
+
+def config_text(
+    config_file: Path, base: Path, labels: Labels, dataset: dict[str, Any], lists: dict[str, str], iters: int | None = None
+) -> str:
+    """A config's text.
+
+    Args:
+        config_file: Where it will be.
+        base: The config that it inherits.
+        labels: The classes.
+        dataset: ``data_prefix``, ``img_suffix`` and ``seg_map_suffix`` of the dataset.
+        lists: Files that name the images, for ``'train'`` and ``'val'``.
+        iters: Iterations to train. Default: 8000 with the published schedule, else the base's.
+
+    Raises:
+        ValueError: If ``iters`` is given for a base of another schedule.
+    """
+    classes, palette = (
+        pprint.pformat(value, width=115, compact=True).replace('\n', '\n   ') for value in (labels.classes, labels.palette)
+    )
+    return f"""_base_ = {_base_name(config_file, base)!r}
+classes = {classes}
+palette = {palette}
+dataset = dict(
+    type='BaseSegDataset',
+    metainfo=dict(classes=classes, palette=palette),
+    data_root=None,
+    data_prefix=dict(img_path={dataset['data_prefix']['img_path']!r}, seg_map_path={dataset['data_prefix']['seg_map_path']!r}),
+    img_suffix={dataset['img_suffix']!r},
+    seg_map_suffix={dataset['seg_map_suffix']!r},
+)
+train_dataloader = dict(dataset=dict(ann_file={lists['train']!r}, **dataset))
+val_dataloader = dict(dataset=dict(ann_file={lists['val']!r}, **dataset))
+test_dataloader = val_dataloader
+model = dict(decode_head=dict(num_classes=len(classes)))
+{_schedule(base, iters)}"""
+
+
+def _base_name(config_file: Path, base: Path) -> str:
+    """The base by its path, or as ``mmseg_eomt::…`` for a config that is elsewhere than the plugin's."""
+    if config_folder() in base.parents and config_folder() not in config_file.resolve().parents:
+        return PREFIX + base.relative_to(config_folder()).as_posix()
+    return Path(os.path.relpath(base, config_file.resolve().parent)).as_posix()
+
+
+def _schedule(base: Path, iters: int | None) -> str:
+    """Lines for a run of some iterations: warm-ups of a twentieth and a tenth of its steps, ten evaluations."""
+    config = Config.fromfile(base)
+    schedules = [schedule['type'] for schedule in config.get('param_scheduler') or []]
+    if schedules != ['TwoWarmupsPolyLR']:
+        if iters:
+            raise ValueError(
+                f'--iters goes with the schedule TwoWarmupsPolyLR, and {base.name} has {schedules}: leave it out.'
+            )
+        return ''
+    iters = iters or ITERS
+    steps, every = iters // config.optim_wrapper.get('accumulative_counts', 1), max(1, iters // 10)
+    warmups = f'({steps // 20}, {steps // 10})'
+    return (
+        f"param_scheduler = [dict(type='TwoWarmupsPolyLR', warmup_steps={warmups}, power=0.9, by_epoch=False)]\n"
+        f'train_cfg = dict(max_iters={iters}, val_interval={every})\n'
+        f'default_hooks = dict(checkpoint=dict(interval={every}))\n'
+    )
