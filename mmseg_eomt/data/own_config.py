@@ -44,6 +44,7 @@ def config_text(
     classes, palette = (
         pprint.pformat(value, width=115, compact=True).replace('\n', '\n   ') for value in (labels.classes, labels.palette)
     )
+    prefixes = ', '.join(f'{name}={folder!r}' for name, folder in dataset['data_prefix'].items())
     return f"""_base_ = {_base_name(config_file, base)!r}
 classes = {classes}
 palette = {palette}
@@ -51,7 +52,7 @@ dataset = dict(
     type='BaseSegDataset',
     metainfo=dict(classes=classes, palette=palette),
     data_root=None,
-    data_prefix=dict(img_path={dataset['data_prefix']['img_path']!r}, seg_map_path={dataset['data_prefix']['seg_map_path']!r}),
+    data_prefix=dict({prefixes}),
     img_suffix={dataset['img_suffix']!r},
     seg_map_suffix={dataset['seg_map_suffix']!r},
 )
