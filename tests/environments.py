@@ -3,7 +3,7 @@
     python tests/environments.py [NAME …]      make environments
 
 NAME is lite (mmcv-lite), full (mmcv, compiled here: some 12 minutes on two cores) or forks (onedl-*); without one, all
-three. Each has its environment in .venv-NAME, made anew. The last lines are a table of versions and results, as in the README.
+three. Each has its environment in .venv-NAME. The last lines are a table of versions and results, as the README has it.
 """
 
 import argparse
