@@ -52,6 +52,7 @@ def test_diff_tells_what_differs(small_config, lora, base, tmp_path):
     assert 'equal: ' in same
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_one_sentence(lora, base, config, tmp_path):
     for arguments, message in (
         (['info', tmp_path / 'absent.pth'], 'absent.pth is not there'),

@@ -109,6 +109,7 @@ def test_a_trained_checkpoint_takes_its_class_names_along(small_config, config_f
     assert weights.keys() == given.keys() and all(torch.equal(weights[name], given[name]) for name in given)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_is_refused_in_one_sentence(small_config, config_file, base, lora, tmp_path):
     torch.save(timm_vit(Sizes(0)), tmp_path / 'vit.pth')
     (tmp_path / 'there').mkdir()

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
@@ -11,6 +12,7 @@ from mmengine.config import Config
 PAGE = (ROOT / 'docs' / 'lora.md').read_text(encoding='utf-8')
 
 
+@pytest.mark.slow
 def test_the_page_runs(small_config, config_file, base, lora, tmp_path):
     files = {
         'configs/eomt_lora_demo.py': next(Path(lora).parent.glob('*.py')),

@@ -36,6 +36,7 @@ def test_the_page_names_what_it_was_measured_with():
     assert RESULTS['versions']['transformers'] in PAGE
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path):
     options = ('--rounds', 1, '--sides', 64, '--batches', 1, '--device', 'cpu', '--out', tmp_path)
     run_tool('benchmarks/speed.py', *options, '--only', 'inference', 'training')

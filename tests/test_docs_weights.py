@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import pytest
 import torch
 from conftest import ROOT, run_tool
 from layouts import Sizes, hf_dinov3, public_eomt, public_eomt_dinov3
@@ -23,6 +24,7 @@ SMALL = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, qkv_bias='qv', norm_eps=1e-5)
 
 
+@pytest.mark.slow
 def test_the_commands_run(small_config, config_file, base, tmp_path):
     hub = tmp_path / 'hub'
     delta = public_eomt_dinov3(Sizes(0, **SMALL))

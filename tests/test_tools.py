@@ -71,6 +71,7 @@ def test_two_processes_end_with_identical_parameters(small_config, config_file, 
         assert any('.lora_B' in name and value.abs().max() > 0 for name, value in first['parameters'].items())
 
 
+@pytest.mark.slow
 def test_dist_test_predicts_as_one_process_does(small_config, config_file, tmp_path):
     config = small_config(max_iters=1)
     file = config_file(config)

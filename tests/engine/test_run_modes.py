@@ -73,6 +73,7 @@ def test_amp_trains_the_adapters(small_config, base, monkeypatch):
     assert all(p.dtype == torch.float32 for p in runner.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_step_trains_the_adapters(small_config, base):
     runner = train(small_config, base, compile=dict(backend='eager'))
     assert 'train_step' in vars(runner.model)
