@@ -43,6 +43,7 @@ def apply() -> None:
     _recompute_with_frozen_inputs()
     _count_flops()
     _draw_on_any_image()
+    _name_the_forks()
 
 
 def check_packages() -> None:
@@ -213,6 +214,19 @@ def _draw_on_any_image() -> None:
         return draw(self, np.ascontiguousarray(image), *args, **kwargs)
 
     SegLocalVisualizer._draw_sem_seg = draw_on_copy
+
+
+def _name_the_forks() -> None:
+    """Let configs inherit ``mmseg::…`` where ``onedl-mmsegmentation`` is installed: mmengine asks for ``mmsegmentation``.
+
+    Goes when the forks name themselves.
+    """
+    from mmengine.config import utils
+
+    try:
+        metadata.version('mmsegmentation')
+    except metadata.PackageNotFoundError:
+        utils.MODULE2PACKAGE['mmseg'] = 'mmseg'  # the name to import is enough to find it
 
 
 def exporting() -> bool:

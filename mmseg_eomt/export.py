@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.inference import is_rgb
 
 OPSET = 18
 DEFAULT_MULTIPLE = 32  # sides of the images for a backbone that does not tell its patch size
@@ -47,8 +48,7 @@ class ImageToScores(nn.Module):
             model.decode_head.query_tolerance = 0.0
         self.segmentor = model.requires_grad_(False)
         processor = model.data_preprocessor
-        # the toolbox reads files as BGR and turns them for a model of RGB
-        self.to_bgr = not processor.channel_conversion
+        self.to_bgr = not is_rgb(model)
         self.normalises = processor._enable_normalize
         if self.normalises:
             self.register_buffer('mean', processor.mean.clone())

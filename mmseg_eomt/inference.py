@@ -55,6 +55,13 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
     return model
 
 
+def is_rgb(model: nn.Module) -> bool:
+    """Whether a segmentor's images are RGB: the toolbox reads them as BGR, and the data preprocessor turns them or not."""
+    processor = model.data_preprocessor
+    # the first name is the toolbox's, the second the forks'
+    return bool(getattr(processor, 'channel_conversion', False) or getattr(processor, '_channel_conversion', False))
+
+
 def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
     """Names and colours of the classes that a dataset's config speaks of, or None if it names none."""
     known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})

@@ -83,9 +83,11 @@ def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
 
 def shown(model: torch.nn.Module, image: torch.Tensor) -> np.ndarray:
     """A network's input as an RGB picture (H, W, 3) from 0 to 1."""
+    from mmseg_eomt.inference import is_rgb
+
     preprocessor = model.data_preprocessor
     picture = (image[0] * preprocessor.std + preprocessor.mean).cpu() / 255
-    rgb = picture if preprocessor.channel_conversion else picture.flip(0)
+    rgb = picture if is_rgb(model) else picture.flip(0)
     return rgb.clamp(0, 1).permute(1, 2, 0).numpy()
 
 

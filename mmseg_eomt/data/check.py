@@ -19,6 +19,7 @@ from mmseg_eomt.data.files import ids_of, image_size, read_mask
 from mmseg_eomt.engine.checks import is_training, segmentor_of
 
 NUM_SHOWN = 10
+KNOWN_TRANSFORMS = ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 STAMP = 'data_checked.txt'  # in the work directory
 PROBLEMS = 'data_problems.txt'
 
@@ -97,7 +98,8 @@ class DataCheckHook(Hook):
     It stops the run for files that are missing, cut short or no images, masks of another size than their image, and ids that
     are neither a class nor ignored, naming the files. Masks are decoded, images only where it takes that to see whether they
     are whole; processes share the work. What was found in order is noted in the work directory, and not read again until
-    a file changes. Files behind a ``backend_args``, and ids that another transform than LoadAnnotations reads, are left out.
+    a file changes. Files behind a ``backend_args`` are left out, and so are the ids where the pipeline has transforms of
+    neither the toolbox nor the plugin.
 
     Args:
         splits: What to check, of ``'train'`` and ``'val'``; nothing for ``()``. Default: both.
@@ -151,10 +153,13 @@ def files_of(dataset: object, num_classes: int | None) -> Iterator[tuple[str, st
         if hasattr(dataset, 'dataset'):  # RepeatDataset and the like
             yield from files_of(dataset.dataset, num_classes)
     elif not getattr(dataset, 'backend_args', None):
-        loads = any(type(step).__name__ == 'LoadAnnotations' for step in dataset.pipeline.transforms)
+        steps = [type(step) for step in dataset.pipeline.transforms]
+        loads = any(step.__name__ == 'LoadAnnotations' for step in steps)
+        # a transform of the user's may make other ids of those in the files
+        known = all(step.__module__.split('.')[0] in KNOWN_TRANSFORMS for step in steps)
         classes = num_classes or len(dataset.metainfo.get('classes') or ())
         rule = None
-        if loads and classes:
+        if loads and known and classes:
             zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
             rule = LabelRule(classes, getattr(dataset, 'ignore_index', 255), bool(zero), label_map)
         for i in range(len(dataset)):
