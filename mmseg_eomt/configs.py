@@ -1,5 +1,6 @@
 """The plugin's own configs, wherever it is installed."""
 
+import functools
 from pathlib import Path
 
 from mmengine.config import Config
@@ -43,6 +44,7 @@ def find_own_configs() -> None:
             return config_path(cfg_path), None
         return base_path(cfg_path, filename)
 
+    @functools.wraps(fromfile)
     def from_file(filename, *args, **kwargs):
         return fromfile(config_path(str(filename)), *args, **kwargs)
 

@@ -64,12 +64,14 @@ def is_rgb(model: nn.Module) -> bool:
 
 def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
     """Names and colours of the classes that a dataset's config speaks of, or None if it names none."""
-    known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
+    kind = dataset['type']
+    known = getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, 'METAINFO', {})
     given = dataset.get('metainfo') or {}
     classes = given.get('classes') or known.get('classes')
     if not classes:
         return None
-    palette = given.get('palette')
-    if palette is None and list(classes) == list(known.get('classes') or ()):
-        palette = known.get('palette')
-    return dict(classes=list(classes), palette=[tuple(c) for c in palette or make_palette(len(classes))])
+    colours = dict(zip(known.get('classes') or (), known.get('palette') or ()))
+    palette = given.get('palette') or [colours.get(name) for name in classes]  # of some of the dataset's classes, too
+    if None in palette:
+        palette = make_palette(len(classes))
+    return dict(classes=list(classes), palette=[tuple(colour) for colour in palette])

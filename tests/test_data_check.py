@@ -11,7 +11,7 @@ from conftest import run_tool
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmseg_eomt.data.check import LabelRule, problem_of
+from mmseg_eomt.data.check import LabelRule, files_of, problem_of
 from mmseg_eomt.data.files import image_size
 
 
@@ -144,18 +144,47 @@ def test_two_processes_share_the_work_and_both_stop(small_config, config_file, d
     assert 'Iter(train)' not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ('index', 'change'),
+    [(0, dict(backend_args=dict(backend='local'))), (1, dict(backend_args=dict(backend='local')))],
+    ids=['images', 'masks'],
+)
+def test_what_comes_from_a_backend_is_left_to_it(small_config, data, image, mask, index, change):
+    (image if index == 0 else mask).write_bytes(b'not a picture')
+    config = small_config(max_iters=1)
+    config.train_dataloader.dataset.data_root = str(data)
+    config.train_dataloader.dataset.pipeline[index].update(change)
+    runner = Runner.from_cfg(config)
+    loader = Runner.build_dataloader(config.train_dataloader)
+    paths = [file[:2] for file in files_of(loader.dataset, 19, 255)]
+    assert (paths == []) if index == 0 else all(path[1] is None for path in paths)
+    del runner
+
+
+def test_the_heads_ignore_index_counts(small_config, data):
+    for path in data.glob('gtFine/*/*/*_labelTrainIds.png'):
+        write_ids(path, np.array(Image.open(path)).clip(0, 200))
+    with pytest.raises(ValueError, match='id 200 is neither'):
+        train(small_config, data, name='first')
+    train(small_config, data, name='second', **{'model.decode_head.ignore_index': 200})
+
+
 def test_ids_are_those_after_reduce_zero_label_and_label_map():
     ids = np.array([0, 1, 150, 151, 255])
     assert LabelRule(150, reduce_zero_label=True).unknown(ids) == [151]
     assert LabelRule(2, label_map={0: 255, 1: 0, 150: 1}).unknown(ids) == [151]
     assert LabelRule(150).unknown(ids) == [150, 151]
+    assert LabelRule(3, 254, True).unknown(np.array([0, 1, 255])) == [0, 255]  # 255 is not what is ignored then
+    assert LabelRule(3).unknown(np.array([2, 65535])) == []  # the toolbox reads a byte of it
 
 
-def test_a_phone_picture_lying_on_its_side_has_the_size_that_is_trained_on(tmp_path):
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp'])
+def test_a_phone_picture_lying_on_its_side_has_the_size_that_is_trained_on(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new('RGB', (40, 20)).save(tmp_path / 'a.jpg', exif=exif)
-    assert image_size(tmp_path / 'a.jpg') == cv2.imread(str(tmp_path / 'a.jpg')).shape[:2] == (40, 20)
+    path = tmp_path / f'a{suffix}'
+    Image.new('RGB', (40, 20)).save(path, exif=exif)
+    assert image_size(path) == cv2.imread(str(path)).shape[:2] == (40, 20)
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.bmp', '.webp'])

@@ -42,7 +42,7 @@ def test_the_config_for_ones_own_data_trains_and_evaluates(cracks, tmp_path):
 
 
 def test_the_lora_options_shown_are_the_defaults():
-    (block,) = (block for block in blocks('lora.md') if "type='LoRAHook'" in block)
+    (block,) = (block for block in blocks('lora.md') if 'peft=dict()' in block)
     values: dict = {}
     exec(block, {}, values)
     shown = HOOKS.build(values['custom_hooks'][0])

@@ -129,6 +129,58 @@ def test_a_palette_gives_ids_and_the_colours(init_dataset, tmp_path):
     assert config.train_dataloader.dataset.data_prefix.seg_map_path == str(folder)
 
 
+def test_palettes_that_differ_from_file_to_file_are_read_as_colours(init_dataset, tmp_path):
+    """As programs save colours that use as few indices as possible: index 0 is the road here and the car there."""
+    masks = {'a': colours('road', 'car'), 'b': colours('car', 'void')}
+    images, folder = made(tmp_path, {name: mask.quantize(len(COLOURS)) for name, mask in masks.items()})
+    stored = [np.array(Image.open(folder / f'{name}.png')) for name in 'ab']
+    assert all(mask.ndim == 2 for mask in stored)
+    log = init_dataset(images, folder)
+    assert 'a colour for each class' in log
+    config = Config.fromfile('configs/my_data.py')
+    for name, mask in masks.items():
+        ids = np.array(Image.open(tmp_path / 'data/my_data/masks' / f'{name}.png'))
+        assert (np.array(config.palette)[ids] == np.array(mask)).all()
+
+
+def test_255_is_not_trained_on_where_something_else_is_ignored_too(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 1, 2, 255), 'b': ids(0, 1, 2)})
+    init_dataset(images, folder, '--ignore', 0)
+    assert Config.fromfile('configs/my_data.py').classes == ['class_1', 'class_2']
+
+
+@pytest.mark.parametrize('seed', [0, 2])
+def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path, seed):
+    for name in '12':
+        ids(0, 1).convert('RGB').save(tmp_path / f'{name}.bmp')
+        ids(0, 1).save(tmp_path / f'{name}.png')
+    code = f'import pathlib; from mmseg_eomt.data.pairs import find_pairs; p = pathlib.Path({str(tmp_path)!r}); '
+    code += 'found = find_pairs(p, p); print(found.names, found.image_suffix, found.mask_suffix)'
+    env = {**os.environ, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split('\n')[0] == "['1', '2'] .bmp .png"
+
+
+@pytest.mark.parametrize(
+    ('base', 'message'),
+    [
+        ('eomt_lora_ade20k_512.py', 'with reduce_zero_label=True'),
+        ('datasets/eomt_lora_pascal_voc12.py', 'from several datasets'),
+    ],
+)
+def test_a_base_whose_way_of_reading_would_change_the_labels_is_refused(init_dataset, tmp_path, base, message):
+    images, folder = made(tmp_path, {'a': ids(0, 1), 'b': ids(0, 1)})
+    assert message in init_dataset(images, folder, '--base', base, check=False)
+    base = Config.fromfile(ROOT / 'configs' / 'eomt_lora_cityscapes.py')
+    for loader in ('train_dataloader', 'val_dataloader'):
+        base[loader].dataset.update(reduce_zero_label=True, indices=1)
+    base.dump(tmp_path / 'base.py')
+    init_dataset(images, folder, '--base', tmp_path / 'base.py')
+    config = Config.fromfile('configs/my_data.py')
+    assert not {'reduce_zero_label', 'indices', 'data_root'} & set(config.train_dataloader.dataset)
+    assert config.train_dataloader.dataset.pipeline == base.train_dataloader.dataset.pipeline
+
+
 def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path):
     masks = {name: ids(0, 1) for name in 'abcdef'}
     images, folder = made(tmp_path, masks)
@@ -138,7 +190,7 @@ def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path
     ids(0, 9).save(folder / 'd.png')
     (images / 'lone.jpg').write_bytes((images / 'b.jpg').read_bytes())
     log = init_dataset(images, folder, '--classes', 'road,car', check=False)
-    assert '1 without a mask, left out: lone.jpg' in log
+    assert '1 images without a mask, or of another type than ….jpg, left out: lone.jpg' in log
     assert '4 of 6 images cannot be used' in log
     for line in ('a.jpg: the image cannot be read', 'b.png: the mask is an empty file', 'c.png: the mask is 20×10 pixels'):
         assert line in log
@@ -204,6 +256,7 @@ def test_images_and_masks_may_lie_in_one_folder(tmp_path):
     [
         ('road\ntraffic sign\n', {'road': 0, 'traffic sign': 1}),
         ('road 7\ncar, 26', {'road': 7, 'car': 26}),
+        ('id,name\n0,background\n1,traffic sign', {'background': 0, 'traffic sign': 1}),
         ('name,r,g,b\nroad,128,64,128\ncar,0,0,142', {'road': (128, 64, 128), 'car': (0, 0, 142)}),
         ('64 128 64\t\tAnimal\n192 0 128 Traffic cone', {'Animal': (64, 128, 64), 'Traffic cone': (192, 0, 128)}),
     ],

@@ -11,8 +11,9 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
+from torch import nn
 
-from mmseg_eomt.adapters import load_adapter, merge, save_adapter
+from mmseg_eomt.adapters import inject, load_adapter, lora_config, merge, save_adapter
 from mmseg_eomt.adapters.names import is_adapter, plain_name, tuner_layers, within
 from mmseg_eomt.engine import LoRAHook
 
@@ -265,3 +266,23 @@ def test_no_other_part_takes_the_output_that_is_for_eomt_head(small_config, part
     config.custom_hooks = []
     with pytest.raises(ValueError, match=rf"^{part} takes the backbone's last output.*num_joint_blocks=2"):
         Runner.from_cfg(config).train()
+
+
+@pytest.mark.parametrize('whole', [False, True], ids=['layer', 'encoder'])
+def test_adapters_in_pytorchs_own_transformer_layers_are_used_in_training_and_evaluation(whole):
+    """These read the attention's weights themselves, and in evaluation hand them to a kernel of their own."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2) if whole else layer)
+    x = torch.rand(2, 5, 32)
+    plain = model.train()(x)
+    inject(model, lora_config(r=4, lora_alpha=8, lora_dropout=0, target_modules=['in_proj_weight'], exclude_modules=()))
+    for name, parameter in model.named_parameters():
+        if 'lora_B' in name:
+            nn.init.normal_(parameter)
+    trained = model.train()(x)
+    with torch.no_grad():
+        evaluated = model.eval()(x)
+    assert not torch.allclose(trained, plain, atol=1e-2)
+    assert torch.allclose(evaluated, trained, atol=1e-5)
+    merge(model)
+    assert torch.allclose(model.eval()(x), trained, atol=1e-5)

@@ -45,10 +45,11 @@ def main() -> None:
 
 def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
     """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
-    from mmseg_eomt.data.labels import kind_of, make_labels, totals
+    from mmseg_eomt.data.labels import kind_of, make_labels, through_palettes, totals
     from mmseg_eomt.data.own_config import base_config, config_text
     from mmseg_eomt.data.pairs import find_pairs
 
+    base = base_config(args.base, args.iters)
     pairs = find_pairs(args.images, args.masks, args.mask_suffix)
     image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.names}
     mask_of = {name: args.masks / f'{name}{pairs.mask_suffix}' for name in pairs.names}
@@ -59,6 +60,7 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     looks, problems = look_at_all(image_of, mask_of)
     if not looks:
         raise ValueError(f'No pair can be used: {problems[0]}')
+    looks = through_palettes(looks)
     kind = kind_of(list(looks.values()))
     classes, ignored = classes_and_ignored(args.classes, args.ignore)
     occurring = totals(list(looks.values()), kind)
@@ -73,7 +75,6 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     train, val = split(list(looks), args.val, args.seed)
     say_split(train, val, looks, labels)
 
-    base = base_config(args.base)
     data_dir.mkdir(parents=True, exist_ok=True)
     for title, names in (('train', train), ('val', val)):
         (data_dir / f'{title}.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
@@ -189,7 +190,8 @@ def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[st
 def say_pairs(pairs) -> None:
     """Print which files belong together."""
     print(f'{len(pairs.names)} images (…{pairs.image_suffix}) with masks (…{pairs.mask_suffix})')
-    for title, names in (('without a mask', pairs.lone_images), ('masks without an image', pairs.lone_masks)):
+    lone = f'images without a mask, or of another type than …{pairs.image_suffix}'
+    for title, names in ((lone, pairs.lone_images), ('masks without an image', pairs.lone_masks)):
         if names:
             print(f'  {len(names)} {title}, left out: {", ".join(names[:5])}{", …" if len(names) > 5 else ""}')
     for suffix, count in pairs.other_masks.items():
@@ -203,7 +205,7 @@ def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> 
     sizes = Counter(look.size for look in looks.values()).most_common()
     shown = [f'{width}×{height} ({count})' for (height, width), count in sizes[:4]]
     print(f'  sizes: {", ".join(shown)}{f" and {len(sizes) - 4} others" if len(sizes) > 4 else ""}')
-    palette = any(look.palette for look in looks.values())
+    palette = labels.kind == 'ids' and any(look.palette for look in looks.values())
     kinds = dict(ids='ids in one channel', grey='ids as shades of grey in three channels', colours='a colour for each class')
     print(f'  masks: {"ids with a palette" if palette else kinds[labels.kind]}')
     total = sum(pixels for pixels, _ in occurring.values()) or 1
@@ -252,7 +254,7 @@ def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
     def write(name: str) -> None:
         out = folder / f'{name}.png'
         out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels.ids(read_mask(mask_of[name])[0])).save(out)
+        Image.fromarray(labels.ids(*read_mask(mask_of[name]))).save(out)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         list(tqdm(pool.map(write, mask_of), 'Writing class ids', len(mask_of), unit='masks', delay=1))
@@ -270,7 +272,7 @@ def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[st
             from PIL import ImageOps
 
             image = np.array(ImageOps.exif_transpose(image).convert('RGB'))
-            ids = labels.ids(read_mask(mask_of[names[i]])[0])
+            ids = labels.ids(*read_mask(mask_of[names[i]]))
             present = [k for k in range(len(labels.classes)) if (ids == k).any()]
             pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))
             titles.append(f'{title}: {names[i]}')
@@ -282,7 +284,9 @@ def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
     from mmengine.config import Config
 
     config = Config.fromfile(config_file)
-    last = f'work_dirs/{config_file.stem}/iter_{config.train_cfg.max_iters}.pth'
+    length = config.train_cfg.get('max_iters')
+    last = f'iter_{length}.pth' if length else f'epoch_{config.train_cfg.max_epochs}.pth'
+    last = f'work_dirs/{config_file.stem}/{last}'
     print(f'\nWrote {config_file}, and {data_dir / "contact_sheet.png"} to look at. Next:\n')
     train, predict = (
         f'python tools/{name}.py' if Path('tools', f'{name}.py').is_file() else f'mmseg-eomt {name}'

@@ -53,8 +53,11 @@ def show_queries(args: argparse.Namespace, out: Path) -> None:
             f'{args.config} has a {type(model.decode_head).__name__}, which has no queries: it takes an EoMTHead.'
         )
     image = network_input(model, args.image)
-    masks, classes = model.decode_head(model.extract_feat(image), every_layer=True)
-    masks = [F.interpolate(layer, image.shape[-2:], mode='bilinear')[0].sigmoid().cpu() for layer in masks]
+    head, feats = model.decode_head, model.extract_feat(image)
+    masks, classes = head(feats, every_layer=True)
+    height, width = image.shape[-2:]
+    padded = head._size_on_grid((height, width), head._map_size(feats))  # masks cover whole patches
+    masks = [F.interpolate(m, padded, mode='bilinear')[0, :, :height, :width].sigmoid().cpu() for m in masks]
     scores, best = classes[-1][0].softmax(-1).cpu().max(-1)
     active = (best < model.decode_head.num_classes).nonzero()[:, 0]
     active = active[(masks[-1][active] > 0.5).flatten(1).sum(1).argsort(descending=True)]

@@ -14,24 +14,38 @@ class ReadLinear(Linear):
     @property
     def weight(self) -> Tensor:
         """The base's weight plus the active adapters' change, unless that is merged or disabled."""
-        weight = self.get_base_layer().weight
-        if self.merged or self.disable_adapters:
-            return weight
-        return weight + sum(self.get_delta_weight(name) for name in self.active_adapters if name in self.lora_A)
+        return _with_adapters(self, self.get_base_layer().weight)
 
 
 class AdaptedAttention(ParamWrapper):
     """PEFT's adapted weight of PyTorch's attention, with a forward pass that leaves the parameters where they are.
 
-    PEFT's own takes no keywords, and puts the weight behind the bias, where an EMA copy would be mixed up with it.
+    PEFT's own takes no keywords, and puts the weight behind the bias, where an EMA copy would be mixed up with it. What
+    others read of an attention, as PyTorch's transformer layers do, it has too: the weight with the adapters in it.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As PyTorch's attention."""
-        attention, weight = self.get_base_layer(), self.get_param()
-        if not (self.merged or self.disable_adapters):
-            weight = weight + sum(self.get_delta_weight(name) for name in self.active_adapters if name in self.lora_A)
-        return functional_call(attention, {self.parameter_name: weight}, args, kwargs)
+        weight = {self.parameter_name: _with_adapters(self, self.get_param())}
+        return functional_call(self.get_base_layer(), weight, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == self.__dict__.get('parameter_name'):
+                return _with_adapters(self, self.get_param())
+            return getattr(super().__getattr__('base_layer'), name)
+
+
+def _with_adapters(layer: Linear | ParamWrapper, weight: Tensor) -> Tensor:
+    """A layer's weight plus the active adapters' change, unless that is merged or disabled."""
+    if layer.merged or layer.disable_adapters:
+        return weight
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if any(layer.use_dora.get(name) for name in active):
+        raise ValueError('DoRA is not applied to a weight that the model reads without calling its layer: leave it out.')
+    return weight + sum(layer.get_delta_weight(name) for name in active)
 
 
 def adapt_weight_reads(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from mmseg_eomt.data.files import ids_of, image_size, read_mask
 from mmseg_eomt.engine.checks import is_training, segmentor_of
 
 NUM_SHOWN = 10
-KNOWN_TRANSFORMS = ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 STAMP = 'data_checked.txt'  # in the work directory
 PROBLEMS = 'data_problems.txt'
 
@@ -45,12 +45,17 @@ class LabelRule:
         unknown = []
         for stored in map(int, ids):
             new = stored
+            if new == 65535:  # the toolbox reads a byte of it
+                new = 255
             if self.reduce_zero_label:
-                new = self.ignore_index if new in (0, 255) else new - 1
+                new = 255 if new in (0, 255) else new - 1
             new = (self.label_map or {}).get(new, new)
             if new != self.ignore_index and not 0 <= new < self.num_classes:
                 unknown.append(stored)
         return unknown
+
+
+File = tuple[str, str | None, LabelRule | None]  # image, mask, rule
 
 
 def problem_of(image: str, mask: str | None, rule: LabelRule | None) -> str | None:
@@ -83,7 +88,7 @@ def problem_of(image: str, mask: str | None, rule: LabelRule | None) -> str | No
     return None
 
 
-def problems_of(files: list[tuple[str, str | None, LabelRule | None]], title: str) -> Iterator[str]:
+def problems_of(files: list[File], title: str) -> Iterator[str]:
     """The problems among images, masks and their rules, with a progress bar; reading takes as many threads as cores."""
     threads = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
@@ -98,8 +103,8 @@ class DataCheckHook(Hook):
     It stops the run for files that are missing, cut short or no images, masks of another size than their image, and ids that
     are neither a class nor ignored, naming the files. Masks are decoded, images only where it takes that to see whether they
     are whole; processes share the work. What was found in order is noted in the work directory, and not read again until
-    a file changes. Files behind a ``backend_args`` are left out, and so are the ids where the pipeline has transforms of
-    neither the toolbox nor the plugin.
+    a file changes. What is not read from plain files by the toolbox's LoadImageFromFile and LoadAnnotations is left out, and
+    so are the ids where the pipeline has transforms of neither the toolbox nor the plugin.
 
     Args:
         splits: What to check, of ``'train'`` and ``'val'``; nothing for ``()``. Default: both.
@@ -119,18 +124,20 @@ class DataCheckHook(Hook):
             return
         loops = [getattr(runner, f'{split}_loop') for split in self.splits]
         datasets = [loop.dataloader.dataset for loop in loops if hasattr(loop, 'dataloader')]
-        num_classes = getattr(getattr(segmentor_of(runner), 'decode_head', None), 'num_classes', None)
-        files = [file for dataset in datasets for file in files_of(dataset, num_classes)]
+        head = getattr(segmentor_of(runner), 'decode_head', None)
+        num_classes, ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+        files = [file for dataset in datasets for file in files_of(dataset, num_classes, ignored)]
         stamp = Path(runner.work_dir) / STAMP
         digest = _digest(files)
         seen = stamp.read_text() if stamp.is_file() else ''
         own = [] if seen == digest else files[get_rank() :: get_world_size()]
         found = [problem for part in all_gather_object(list(problems_of(own, 'Checking data'))) for problem in part]
+        full = Path(runner.work_dir) / PROBLEMS
         if not found:
             if is_main_process():
                 stamp.write_text(digest)
+                full.unlink(missing_ok=True)
             return
-        full = Path(runner.work_dir) / PROBLEMS
         if is_main_process():
             full.write_text('\n'.join(found) + '\n', encoding='utf-8')
         raise ValueError(describe(found, len(files)) + f'\nAll of them are in {full}.')
@@ -144,31 +151,49 @@ def describe(problems: list[str], num_files: int) -> str:
     return '\n  '.join(lines)
 
 
-def files_of(dataset: object, num_classes: int | None) -> Iterator[tuple[str, str | None, LabelRule | None]]:
-    """Image, mask and rule of every sample that lies in plain files, however datasets are wrapped."""
+def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[File]:
+    """Image, mask and rule of every sample that is read from plain files, however datasets are wrapped.
+
+    Args:
+        dataset: Of a dataloader.
+        num_classes: The head's. Where it is None, the dataset's.
+        ignore_index: The head's.
+    """
     if isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
-            yield from files_of(part, num_classes)
+            yield from files_of(part, num_classes, ignore_index)
     elif not isinstance(dataset, BaseDataset):
         if hasattr(dataset, 'dataset'):  # RepeatDataset and the like
-            yield from files_of(dataset.dataset, num_classes)
-    elif not getattr(dataset, 'backend_args', None):
-        steps = [type(step) for step in dataset.pipeline.transforms]
-        loads = any(step.__name__ == 'LoadAnnotations' for step in steps)
+            yield from files_of(dataset.dataset, num_classes, ignore_index)
+    elif not getattr(dataset, 'backend_args', None) and _reader(dataset, 'LoadImageFromFile'):
+        annotations = _reader(dataset, 'LoadAnnotations')
         # a transform of the user's may make other ids of those in the files
-        known = all(step.__module__.split('.')[0] in KNOWN_TRANSFORMS for step in steps)
+        known = all(_is_stock(step) for step in dataset.pipeline.transforms)
         classes = num_classes or len(dataset.metainfo.get('classes') or ())
         rule = None
-        if loads and known and classes:
+        if annotations and known and classes:
             zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
-            rule = LabelRule(classes, getattr(dataset, 'ignore_index', 255), bool(zero), label_map)
+            rule = LabelRule(classes, ignore_index, bool(zero), label_map)
         for i in range(len(dataset)):
             sample = dataset.get_data_info(i)
-            if 'img_path' in sample:
-                yield sample['img_path'], sample.get('seg_map_path') if loads else None, rule
+            if 'img_path' in sample and not re.match(r'\w\w+:', sample['img_path']):  # s3://…
+                yield sample['img_path'], sample.get('seg_map_path') if annotations else None, rule
 
 
-def _digest(files: Iterable[tuple[str, str | None, LabelRule | None]]) -> str:
+def _is_stock(step: object) -> bool:
+    return type(step).__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
+
+
+def _reader(dataset: BaseDataset, name: str) -> object | None:
+    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored."""
+    for step in dataset.pipeline.transforms:
+        as_stored = getattr(step, 'imdecode_backend', None) == 'pillow' or name != 'LoadAnnotations'
+        if type(step).__name__ == name and _is_stock(step) and as_stored and not getattr(step, 'backend_args', None):
+            return step
+    return None
+
+
+def _digest(files: Iterable[File]) -> str:
     """Changes with a name, size or time of a file, or with a rule."""
     digest = hashlib.sha256()
     for image, mask, rule in files:

@@ -24,13 +24,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.format == 'PNG':
+            exif = Image.Exif()
+            if image.format == 'PNG':  # getexif would decode it
+                exif.load(image.info.get('exif', b''))
                 image.verify()
             else:
-                if not (image.format in ('JPEG', 'MPO') and b'\xff\xd9' in path.read_bytes()[-1024:]):
+                if not (image.format in ('JPEG', 'MPO') and b'\xff\xd9' in _end_of(path)):
                     image.load()
-                if image.getexif().get(ORIENTATION) in LYING:
-                    width, height = height, width
+                exif = image.getexif()
+            if exif.get(ORIENTATION) in LYING:
+                width, height = height, width
     except BROKEN as error:
         raise ValueError(_broken(path, 'image', error)) from error
     return height, width
@@ -52,7 +55,7 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, list[int] | None]:
     except BROKEN as error:
         raise ValueError(_broken(Path(path), 'mask', error)) from error
     if mask.ndim == 3 and mask.shape[2] == 2:  # grey with transparency
-        mask = mask[..., 0]
+        mask = mask[..., :1].repeat(3, axis=2)
     return mask[..., :3] if mask.ndim == 3 else mask, palette
 
 
@@ -61,6 +64,13 @@ def ids_of(mask: np.ndarray) -> np.ndarray:
     if mask.dtype == np.uint8:  # six times as fast as sorting
         return np.bincount(mask.ravel(), minlength=256).nonzero()[0]
     return np.unique(mask.astype(np.int64) if mask.dtype == bool else mask)
+
+
+def _end_of(path: Path) -> bytes:
+    """A file's last kilobyte."""
+    with path.open('rb') as file:
+        file.seek(max(0, path.stat().st_size - 1024))
+        return file.read()
 
 
 def _broken(path: Path, kind: str, error: Exception) -> str:

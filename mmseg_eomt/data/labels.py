@@ -11,6 +11,7 @@ from mmseg_eomt.data.files import image_size, read_mask
 
 IGNORED = 255
 MAX_COLOURS = 64  # more without a list of classes: a photograph, or edges that were smoothed
+HEADINGS = r'(?i)((name|class)\w*\W+(r(ed)?\W+g(reen)?\W+b(lue)?|id)|id\W+(name|class)\w*)'
 Value = int | tuple[int, int, int]
 
 
@@ -56,8 +57,10 @@ class Labels:
         """Values that have no id, as they are shown to a reader."""
         return [show(value, self.kind) for value in values if value not in self.new_ids]
 
-    def ids(self, mask: np.ndarray) -> np.ndarray:
-        """Ids (H, W), uint8, of a mask as :func:`~mmseg_eomt.data.files.read_mask` gives it."""
+    def ids(self, mask: np.ndarray, palette: list[int] | None = None) -> np.ndarray:
+        """Ids (H, W), uint8, of a mask and its palette as :func:`~mmseg_eomt.data.files.read_mask` gives them."""
+        if self.kind == 'colours' and mask.ndim == 2:
+            mask = np.array(palette, np.uint8).reshape(-1, 3)[mask]
         values, inverse = np.unique(packed(mask, self.kind), return_inverse=True)
         return np.array([self.new_ids[int(value)] for value in values], np.uint8)[inverse.reshape(mask.shape[:2])]
 
@@ -83,6 +86,37 @@ def look_at(image: Path, mask: Path) -> Look:
     else:
         found, counts = np.unique(packed(values, 'colours'), return_counts=True)
     return Look(size, dict(zip(map(int, found), map(int, counts))), kind, palette)
+
+
+def through_palettes(looks: dict[str, Look]) -> dict[str, Look]:
+    """The same, but with colours in place of palette indices where one index has two colours in two files.
+
+    A program that saves colours with as few indices as possible gives each file a palette of its own.
+    """
+    colours: dict[int, int] = {}
+    agree = all(
+        colours.setdefault(index, colour) == colour
+        for look in looks.values()
+        for index, colour in (palette_colours(look) or {}).items()
+    )
+    if agree:
+        return looks
+    changed = {}
+    for name, look in looks.items():
+        values: dict[int, int] = {}
+        known = palette_colours(look)
+        for index, colour in (known or {}).items():
+            values[colour] = values.get(colour, 0) + look.values[index]
+        changed[name] = look if known is None else Look(look.size, values, 'colours', look.palette)
+    return changed
+
+
+def palette_colours(look: Look) -> dict[int, int] | None:
+    """Colour, as 0xRRGGBB, of each index that occurs in a palette file; None for other files."""
+    if look.palette is None:
+        return None
+    table = np.array(look.palette, np.int64).reshape(-1, 3)
+    return {index: pack(tuple(map(int, table[index]))) for index in look.values if index < len(table)}
 
 
 def packed(mask: np.ndarray, kind: str) -> np.ndarray:
@@ -124,7 +158,8 @@ def make_labels(values: Iterable[int], kind: str, classes: dict[str, Value] | No
     """Decide which value is which class.
 
     With ``classes`` these are the classes, in their order, and other values stay unknown. Without, each value that is not
-    ignored is one, in order; 255 is ignored, except where masks hold nothing but 0 and 255, which are two classes.
+    ignored is one, in order. 255 (65535 in masks of two bytes) is ignored too, except where it is named in ``classes``, and
+    where masks hold nothing but 0 and 255, which are two classes.
 
     Args:
         values: All that occur.
@@ -138,10 +173,11 @@ def make_labels(values: Iterable[int], kind: str, classes: dict[str, Value] | No
     """
     values = list(values)
     ignored_values = {pack(value) for value in ignored}
-    if kind != 'colours' and not classes and not ignored and set(values) != {0, IGNORED}:
-        ignored_values.add(IGNORED)
-    if kind != 'colours' and classes and IGNORED not in {pack(value) for value in classes.values()}:
-        ignored_values.add(IGNORED)
+    named = {pack(value) for value in (classes or {}).values()}
+    binary = not classes and not ignored and set(values) == {0, IGNORED}
+    if kind != 'colours' and not binary:
+        usual = {IGNORED, 65535} if 65535 in values else {IGNORED}  # of one byte and of two
+        ignored_values |= usual - named
     if classes:
         new_ids = {pack(value): i for i, value in enumerate(classes.values())}
         names = list(classes)
@@ -168,9 +204,10 @@ def make_labels(values: Iterable[int], kind: str, classes: dict[str, Value] | No
 
 
 def read_classes(path: Path) -> dict[str, Value]:
-    """Classes from a text file, one a line: ``name``, ``name id``, ``name r g b`` or ``r g b name``, with blanks or commas.
+    """Classes from a text file, one a line, with blanks or commas between the parts.
 
-    Names alone are those of the ids 0, 1, …; a first line of headings (``name, r, g, b``) is left out.
+    ``name`` (of the ids 0, 1, …), ``name id``, ``id name``, ``name r g b`` or ``r g b name``. A first line of headings
+    (``name, r, g, b``) is left out.
 
     Raises:
         ValueError: If a line reads otherwise, or a name or value comes twice, with the line.
@@ -178,7 +215,7 @@ def read_classes(path: Path) -> dict[str, Value]:
     classes: dict[str, Value] = {}
     lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
     for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and re.fullmatch(r'(?i)(name|class)\w*\W+(r(ed)?\W+g(reen)?\W+b(lue)?|id)', line)):
+        if not line or (number == 1 and re.fullmatch(HEADINGS, line)):
             continue
         colour = r'(\d+)[\s,;]+(\d+)[\s,;]+(\d+)'
         if found := re.fullmatch(rf'(.*?\S)[\s,;]+{colour}', line):
@@ -187,6 +224,8 @@ def read_classes(path: Path) -> dict[str, Value]:
             name, value = found[4], tuple(map(int, found.groups()[:3]))
         elif found := re.fullmatch(r'(.*?\S)[\s,;]+(\d+)', line):
             name, value = found[1], int(found[2])
+        elif found := re.fullmatch(r'(\d+)[\s,;]+(.*\S)', line):
+            name, value = found[2], int(found[1])
         else:
             name, value = line, len(classes)
         name = name.strip(' ,;"\'')

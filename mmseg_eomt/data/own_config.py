@@ -10,19 +10,32 @@ from mmengine.config import Config
 from mmseg_eomt.configs import PREFIX, config_folder
 from mmseg_eomt.data.labels import Labels
 
-ITERS = 8000
+DEFAULT_BASE = 'eomt_lora_dinov2-b_cityscapes_640.py'
+SCHEDULE, ITERS = 'TwoWarmupsPolyLR', 8000
 
 
-def base_config(base: str) -> Path:
+def base_config(base: str, iters: int | None = None) -> Path:
     """Path of a config that is given as a path, or by its name among the plugin's.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, its data cannot be replaced, or ``iters`` is given and its schedule is not the
+            published one.
     """
-    for path in (Path(base), config_folder() / base):
-        if path.is_file():
-            return path.resolve()
-    raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')
+    path = next((path for path in (Path(base), config_folder() / base.removeprefix(PREFIX)) if path.is_file()), None)
+    if path is None:
+        raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')
+    config = Config.fromfile(path)
+    for loader in ('train_dataloader', 'val_dataloader'):
+        steps = config[loader].dataset.get('pipeline')
+        if steps is None or any(step['type'] == 'LoadAnnotations' and step.get('reduce_zero_label') for step in steps):
+            kind = 'from several datasets' if steps is None else 'with reduce_zero_label=True'
+            raise ValueError(
+                f'--base {base} reads its data {kind}, and yours cannot take their place: give a config on Cityscapes, such '
+                f'as {DEFAULT_BASE}.'
+            )
+    if iters and _schedules(config) != [SCHEDULE]:
+        raise ValueError(f'--iters goes with the schedule {SCHEDULE}, and {path.name} has {_schedules(config)}.')
+    return path.resolve()
 
 
 def config_text(
@@ -32,14 +45,11 @@ def config_text(
 
     Args:
         config_file: Where it will be.
-        base: The config that it inherits.
+        base: The config that it inherits, of :func:`base_config`.
         labels: The classes.
         dataset: ``data_prefix``, ``img_suffix`` and ``seg_map_suffix`` of the dataset.
         lists: Files that name the images, for ``'train'`` and ``'val'``.
         iters: Iterations to train. Default: 8000 with the published schedule, else the base's.
-
-    Raises:
-        ValueError: If ``iters`` is given for a base of another schedule.
     """
     classes, palette = (
         pprint.pformat(value, width=115, compact=True).replace('\n', '\n   ') for value in (labels.classes, labels.palette)
@@ -49,15 +59,17 @@ def config_text(
 classes = {classes}
 palette = {palette}
 dataset = dict(
+    _delete_=True,
     type='BaseSegDataset',
     metainfo=dict(classes=classes, palette=palette),
-    data_root=None,
     data_prefix=dict({prefixes}),
     img_suffix={dataset['img_suffix']!r},
     seg_map_suffix={dataset['seg_map_suffix']!r},
 )
-train_dataloader = dict(dataset=dict(ann_file={lists['train']!r}, **dataset))
-val_dataloader = dict(dataset=dict(ann_file={lists['val']!r}, **dataset))
+train = dict(ann_file={lists['train']!r}, pipeline=_base_.train_dataloader.dataset.pipeline)
+val = dict(ann_file={lists['val']!r}, pipeline=_base_.val_dataloader.dataset.pipeline)
+train_dataloader = dict(dataset=dict(**dataset, **train))
+val_dataloader = dict(dataset=dict(**dataset, **val))
 test_dataloader = val_dataloader
 model = dict(decode_head=dict(num_classes=len(classes)))
 {_schedule(base, iters)}"""
@@ -70,21 +82,20 @@ def _base_name(config_file: Path, base: Path) -> str:
     return Path(os.path.relpath(base, config_file.resolve().parent)).as_posix()
 
 
+def _schedules(config: Config) -> list[str]:
+    return [schedule['type'] for schedule in config.get('param_scheduler') or []]
+
+
 def _schedule(base: Path, iters: int | None) -> str:
     """Lines for a run of some iterations: warm-ups of a twentieth and a tenth of its steps, ten evaluations."""
     config = Config.fromfile(base)
-    schedules = [schedule['type'] for schedule in config.get('param_scheduler') or []]
-    if schedules != ['TwoWarmupsPolyLR']:
-        if iters:
-            raise ValueError(
-                f'--iters goes with the schedule TwoWarmupsPolyLR, and {base.name} has {schedules}: leave it out.'
-            )
+    if _schedules(config) != [SCHEDULE]:
         return ''
     iters = iters or ITERS
     steps, every = iters // config.optim_wrapper.get('accumulative_counts', 1), max(1, iters // 10)
     warmups = f'({steps // 20}, {steps // 10})'
     return (
-        f"param_scheduler = [dict(type='TwoWarmupsPolyLR', warmup_steps={warmups}, power=0.9, by_epoch=False)]\n"
+        f"param_scheduler = [dict(type='{SCHEDULE}', warmup_steps={warmups}, power=0.9, by_epoch=False)]\n"
         f'train_cfg = dict(max_iters={iters}, val_interval={every})\n'
         f'default_hooks = dict(checkpoint=dict(interval={every}))\n'
     )

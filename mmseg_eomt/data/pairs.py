@@ -49,7 +49,7 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
     """Pair the files of two folders, which may be one.
 
     A mask has its image's path with another end: ``a/1.jpg`` and ``a/1.png``, ``1_image.png`` and ``1_mask.png``. The ends
-    that give most pairs are taken; of several as good, ``labelTrainIds`` (Cityscapes), then the shortest.
+    that give most pairs are taken; of several as good, ``labelTrainIds`` (Cityscapes), then PNG masks, then the shortest.
 
     Args:
         images: Folder of the images.
@@ -67,7 +67,8 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
         tally = Counter(rest for name in mask_names for rest in _rests(name, keys) if not (same and rest == end))
         tally = {rest: count for rest, count in tally.items() if mask_suffix in (None, rest)}
         for rest, count in tally.items():
-            rank = count, 'labelTrainIds' in rest, -len(rest), -len(end)
+            lossless = rest.lower().endswith('.png') - end.lower().endswith('.png')  # of 1.jpg and 1.png, this is the mask
+            rank = count, 'labelTrainIds' in rest, lossless, -len(rest), -len(end)
             if best is None or rank > best[0]:
                 best = rank, end, rest, tally
     if best is None:
@@ -103,7 +104,7 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
 def _ends(names: list[str]) -> list[str]:
     """Possible ends of the images' names: each type of file, alone and with what all of its names end in."""
     ends = {}
-    for suffix in {Path(name).suffix for name in names}:
+    for suffix in sorted({Path(name).suffix for name in names}):
         ends[suffix] = None
         of_type = [name.rsplit('/', 1)[-1] for name in names if name.endswith(suffix)]
         tails = (of_type[0][i:] for i in range(1, len(of_type[0])) if of_type[0][i] in BOUNDARIES)

@@ -126,6 +126,7 @@ def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small
     config = small_config(load_from=base, **changes)
     suffixes = dict(img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png')
     config.train_dataloader.dataset.update(type='BaseSegDataset', metainfo=dict(classes=tuple('abcde')), **suffixes)
+    config.default_hooks.data_check.splits = []  # no iteration is run on these labels
     given = ours(start(config))
 
     expected = from_segmentor(torch.load(base, weights_only=True)['state_dict'])
