@@ -143,6 +143,26 @@ def test_palettes_that_differ_from_file_to_file_are_read_as_colours(init_dataset
         assert (np.array(config.palette)[ids] == np.array(mask)).all()
 
 
+def test_images_of_several_types_are_all_taken(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {name: ids(0, 1) for name in ('a', 'b', 's/c', 'd')})
+    for name, suffix in (('b', '.JPG'), ('s/c', '.jpeg')):
+        (images / f'{name}.jpg').rename(images / f'{name}{suffix}')
+    assert '4 images (of several types) with masks (….png)' in init_dataset(images, folder)
+    config = Config.fromfile('configs/my_data.py')
+    for loader, count in ((config.train_dataloader, 3), (config.val_dataloader, 1)):
+        dataset = DATASETS.build(dict(loader.dataset, pipeline=[]))
+        files = [(Path(sample['img_path']), Path(sample['seg_map_path'])) for sample in dataset]
+        assert len(files) == count
+        assert all(image.is_file() and mask.is_file() and mask.name == f'{image.name}.png' for image, mask in files)
+
+
+def test_a_stray_colour_is_pointed_at(init_dataset, tmp_path):
+    masks = {name: np.array(colours('car', 'road')) for name in 'abcd'}
+    masks['a'][0, 0] = 1, 2, 3
+    log = init_dataset(*made(tmp_path, {name: Image.fromarray(mask) for name, mask in masks.items()}))
+    assert 'rare: class_1_2_3. If these are stray values' in log
+
+
 def test_255_is_not_trained_on_where_something_else_is_ignored_too(init_dataset, tmp_path):
     images, folder = made(tmp_path, {'a': ids(0, 1, 2, 255), 'b': ids(0, 1, 2)})
     init_dataset(images, folder, '--ignore', 0)
@@ -155,7 +175,7 @@ def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path
         ids(0, 1).convert('RGB').save(tmp_path / f'{name}.bmp')
         ids(0, 1).save(tmp_path / f'{name}.png')
     code = f'import pathlib; from mmseg_eomt.data.pairs import find_pairs; p = pathlib.Path({str(tmp_path)!r}); '
-    code += 'found = find_pairs(p, p); print(found.names, found.image_suffix, found.mask_suffix)'
+    code += 'found = find_pairs(p, p); print(list(found.masks), found.image_suffix, found.mask_suffix)'
     env = {**os.environ, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split('\n')[0] == "['1', '2'] .bmp .png"
@@ -190,7 +210,7 @@ def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path
     ids(0, 9).save(folder / 'd.png')
     (images / 'lone.jpg').write_bytes((images / 'b.jpg').read_bytes())
     log = init_dataset(images, folder, '--classes', 'road,car', check=False)
-    assert '1 images without a mask, or of another type than ….jpg, left out: lone.jpg' in log
+    assert '1 images without a mask, left out: lone.jpg' in log
     assert '4 of 6 images cannot be used' in log
     for line in ('a.jpg: the image cannot be read', 'b.png: the mask is an empty file', 'c.png: the mask is 20×10 pixels'):
         assert line in log
@@ -210,6 +230,8 @@ def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_pat
     made(tmp_path / 'noise', {'a': noise, 'b': noise})
     made(tmp_path / 'jpeg', {'a': ids(0, 1), 'b': ids(0, 1)}, mask_suffix='_mask.jpg')
     made(tmp_path / 'one', {'a': ids(0, 0), 'b': ids(0, 0)})
+    made(tmp_path / 'float', {'a': Image.fromarray(np.ones((64, 96), np.float32))}, mask_suffix='.tif')
+    (tmp_path / 'latin.txt').write_bytes('straße'.encode('latin-1'))
     for arguments, message in (
         ((images, tmp_path / 'none'), 'none is no folder'),
         ((images, tmp_path / 'empty'), 'empty holds no image'),
@@ -219,6 +241,8 @@ def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_pat
         ((tmp_path / 'one/images', tmp_path / 'one/masks'), 'needs 2 to 255 classes'),
         ((images, folder, '--base', 'eomt_none.py'), '--base eomt_none.py is neither a file nor a config'),
         ((images, folder, '--ignore', 'car'), "got 'car'"),
+        ((images, folder, '--classes', tmp_path / 'latin.txt'), 'latin.txt is no text in UTF-8'),
+        ((tmp_path / 'float/images', tmp_path / 'float/masks'), 'holds numbers with fractions (float32)'),
     ):
         log = init_dataset(*arguments, check=False)
         assert message in log, log
@@ -233,7 +257,7 @@ def test_names_are_paired_by_what_they_share(tmp_path):
         for other in ('_gtFine_color.png', '_gtFine_labelIds.png'):
             ids(0, 1).save(folder / 's' / f'{name}{other}')
     pairs = find_pairs(images, folder)
-    assert (pairs.names, pairs.image_suffix, pairs.mask_suffix) == (
+    assert (list(pairs.masks), pairs.image_suffix, pairs.mask_suffix) == (
         ['s/1', 's/2'],
         '_leftImg8bit.png',
         '_gtFine_labelTrainIds.png',
@@ -247,7 +271,7 @@ def test_images_and_masks_may_lie_in_one_folder(tmp_path):
         ids(0, 1).convert('RGB').save(tmp_path / f'{name}.png')
         ids(0, 1).save(tmp_path / f'{name}_mask.png')
     pairs = find_pairs(tmp_path, tmp_path)
-    assert (pairs.names, pairs.image_suffix, pairs.mask_suffix) == (['a', 'b_c'], '.png', '_mask.png')
+    assert (list(pairs.masks), pairs.image_suffix, pairs.mask_suffix) == (['a', 'b_c'], '.png', '_mask.png')
     assert not pairs.lone_images and not pairs.lone_masks
 
 
@@ -256,6 +280,7 @@ def test_images_and_masks_may_lie_in_one_folder(tmp_path):
     [
         ('road\ntraffic sign\n', {'road': 0, 'traffic sign': 1}),
         ('road 7\ncar, 26', {'road': 7, 'car': 26}),
+        ('# of mine\nroad: 0\n1: traffic sign', {'road': 0, 'traffic sign': 1}),
         ('id,name\n0,background\n1,traffic sign', {'background': 0, 'traffic sign': 1}),
         ('name,r,g,b\nroad,128,64,128\ncar,0,0,142', {'road': (128, 64, 128), 'car': (0, 0, 142)}),
         ('64 128 64\t\tAnimal\n192 0 128 Traffic cone', {'Animal': (64, 128, 64), 'Traffic cone': (192, 0, 128)}),

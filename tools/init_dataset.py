@@ -29,6 +29,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
 TRAIN, VAL = ('train', 'training'), ('val', 'valid', 'validation')
 NUM_SHEET = 12
+RARE = 1e-4  # share of the pixels
 
 
 def main() -> None:
@@ -51,8 +52,8 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
 
     base = base_config(args.base, args.iters)
     pairs = find_pairs(args.images, args.masks, args.mask_suffix)
-    image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.names}
-    mask_of = {name: args.masks / f'{name}{pairs.mask_suffix}' for name in pairs.names}
+    image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.masks}
+    mask_of = {name: args.masks / mask for name, mask in pairs.masks.items()}
     say_pairs(pairs)
     if Path(pairs.mask_suffix).suffix.lower() in ('.jpg', '.jpeg'):
         raise ValueError(f'The masks end in {pairs.mask_suffix}: JPEG changes values near edges. Save them as PNG.')
@@ -71,7 +72,7 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
             problems.append(f'{mask_of[name]}: {"; ".join(unknown[:5])} is in neither --classes nor --ignore')
             del looks[name]
     say_findings(looks, labels, totals(list(looks.values()), kind))
-    say_problems(problems, len(pairs.names), args.skip_bad)
+    say_problems(problems, len(pairs.masks), args.skip_bad)
     train, val = split(list(looks), args.val, args.seed)
     say_split(train, val, looks, labels)
 
@@ -79,7 +80,7 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     for title, names in (('train', train), ('val', val)):
         (data_dir / f'{title}.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
     masks, mask_suffix = args.masks, pairs.mask_suffix
-    if labels.rewrite:
+    if labels.rewrite or not pairs.image_suffix:  # a name has its image's type then, and its mask's is that and .png
         masks, mask_suffix = data_dir / 'masks', '.png'
         rewrite(labels, {name: mask_of[name] for name in (*train, *val)}, masks)
     draw_sheet(data_dir / 'contact_sheet.png', labels, image_of, mask_of, train, val)
@@ -189,9 +190,9 @@ def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[st
 
 def say_pairs(pairs) -> None:
     """Print which files belong together."""
-    print(f'{len(pairs.names)} images (…{pairs.image_suffix}) with masks (…{pairs.mask_suffix})')
-    lone = f'images without a mask, or of another type than …{pairs.image_suffix}'
-    for title, names in ((lone, pairs.lone_images), ('masks without an image', pairs.lone_masks)):
+    kind = f'…{pairs.image_suffix}' if pairs.image_suffix else 'of several types'
+    print(f'{len(pairs.masks)} images ({kind}) with masks (…{pairs.mask_suffix})')
+    for title, names in (('images without a mask', pairs.lone_images), ('masks without an image', pairs.lone_masks)):
         if names:
             print(f'  {len(names)} {title}, left out: {", ".join(names[:5])}{", …" if len(names) > 5 else ""}')
     for suffix, count in pairs.other_masks.items():
@@ -222,6 +223,13 @@ def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> 
         all(labels.new_ids[value & 0xFF if labels.kind == 'grey' else value] == IGNORED for value in look.values)
         for look in looks.values()
     )
+    rare = [
+        labels.classes[labels.new_ids[v]]
+        for v, (n, _) in occurring.items()
+        if n < RARE * total and labels.new_ids[v] != IGNORED
+    ]
+    if rare:
+        print(f'  rare: {", ".join(rare)}. If these are stray values and no classes, name the classes or --ignore them.')
     if empty:
         print(f'  {empty} masks have no labelled pixel: nothing is learnt from their images.')
 

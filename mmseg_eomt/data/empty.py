@@ -61,7 +61,7 @@ def _absent(config: dict) -> list[str]:
         folder = root / (prefixes.get(name) or '')
         if not folder.is_dir():
             lines.append(f'{folder} ({name} of {kind.__name__}) is no folder')
-    ann_file, suffix = options.get('ann_file'), options.get('img_suffix') or BASE_SUFFIX
+    ann_file, suffix = options.get('ann_file'), options.get('img_suffix', BASE_SUFFIX)
     if lines:
         return lines
     if isinstance(ann_file, str) and ann_file:

@@ -76,6 +76,8 @@ def look_at(image: Path, mask: Path) -> Look:
     if values.shape[:2] != size:
         shown = f'{values.shape[1]}×{values.shape[0]}', f'{size[1]}×{size[0]}'
         raise ValueError(f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}')
+    if values.dtype.kind not in 'uib':
+        raise ValueError(f'{mask}: the mask holds numbers with fractions ({values.dtype}), not ids or colours')
     kind = 'ids'
     if values.ndim == 3:
         kind = 'grey' if (values == values[..., :1]).all() else 'colours'
@@ -207,28 +209,31 @@ def read_classes(path: Path) -> dict[str, Value]:
     """Classes from a text file, one a line, with blanks or commas between the parts.
 
     ``name`` (of the ids 0, 1, …), ``name id``, ``id name``, ``name r g b`` or ``r g b name``. A first line of headings
-    (``name, r, g, b``) is left out.
+    (``name, r, g, b``), and lines that begin with ``#``, are left out.
 
     Raises:
         ValueError: If a line reads otherwise, or a name or value comes twice, with the line.
     """
     classes: dict[str, Value] = {}
-    lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no text in UTF-8: save it as such. ({error})') from error
     for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and re.fullmatch(HEADINGS, line)):
+        if not line or line.startswith('#') or (number == 1 and re.fullmatch(HEADINGS, line)):
             continue
-        colour = r'(\d+)[\s,;]+(\d+)[\s,;]+(\d+)'
-        if found := re.fullmatch(rf'(.*?\S)[\s,;]+{colour}', line):
+        colour = r'(\d+)[\s,;:]+(\d+)[\s,;:]+(\d+)'
+        if found := re.fullmatch(rf'(.*?\S)[\s,;:]+{colour}', line):
             name, value = found[1], tuple(map(int, found.groups()[1:]))
-        elif found := re.fullmatch(rf'{colour}[\s,;]+(.*\S)', line):
+        elif found := re.fullmatch(rf'{colour}[\s,;:]+(.*\S)', line):
             name, value = found[4], tuple(map(int, found.groups()[:3]))
-        elif found := re.fullmatch(r'(.*?\S)[\s,;]+(\d+)', line):
+        elif found := re.fullmatch(r'(.*?\S)[\s,;:]+(\d+)', line):
             name, value = found[1], int(found[2])
-        elif found := re.fullmatch(r'(\d+)[\s,;]+(.*\S)', line):
+        elif found := re.fullmatch(r'(\d+)[\s,;:]+(.*\S)', line):
             name, value = found[2], int(found[1])
         else:
             name, value = line, len(classes)
-        name = name.strip(' ,;"\'')
+        name = name.strip(' ,;:"\'')
         if name in classes or value in classes.values() or (isinstance(value, tuple) and max(value) > 255):
             raise ValueError(f'{path}, line {number}: {line!r} has a name or a value that came before, or is no colour.')
         classes[name] = value

@@ -14,15 +14,16 @@ class Pairs:
     """Images with their masks.
 
     Attributes:
-        names: Of each pair, what the paths of its image and mask below their folders have in common, in order.
-        image_suffix: What follows it in an image's path; one for all of them.
-        mask_suffix: What follows it in a mask's path; one for all of them.
+        masks: Path of the mask below its folder, by the name of its image: the path below its folder without
+            ``image_suffix``. In order.
+        image_suffix: End of all images' paths; empty where they are of several types.
+        mask_suffix: End of all masks' paths.
         lone_images: Images without a mask, below their folder.
         lone_masks: Masks of that suffix without an image, below their folder.
         other_masks: Number of the masks' folder's further images of each suffix that would have fitted too.
     """
 
-    names: list[str]
+    masks: dict[str, str]
     image_suffix: str
     mask_suffix: str
     lone_images: list[str]
@@ -50,6 +51,7 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
 
     A mask has its image's path with another end: ``a/1.jpg`` and ``a/1.png``, ``1_image.png`` and ``1_mask.png``. The ends
     that give most pairs are taken; of several as good, ``labelTrainIds`` (Cityscapes), then PNG masks, then the shortest.
+    Images of other types (``.jpg`` and ``.JPG``) are paired in the same way.
 
     Args:
         images: Folder of the images.
@@ -89,14 +91,22 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
         )
     mask_names = [name for name in mask_names if name.endswith(rest)]
     paired = set(mask_names)
-    names = [name[: -len(end)] for name in image_names if name.endswith(end) and name[: -len(end)] + rest in paired]
-    kept = set(names)
+    before_type = end[: end.rindex('.')]
+    found: dict[str, str] = {}  # image of each mask
+    for name in sorted(image_names, key=lambda name: not name.endswith(end)):
+        start = name.removesuffix(Path(name).suffix)
+        mask = start.removesuffix(before_type) + rest
+        if start.endswith(before_type) and mask in paired:
+            found.setdefault(mask, name)
+    one_type = all(name.endswith(end) for name in found.values())
+    suffix = end if one_type else ''
+    taken = set(found.values())
     return Pairs(
-        names,
-        end,
+        {name.removesuffix(suffix): mask for mask, name in sorted(found.items(), key=lambda item: item[1])},
+        suffix,
         rest,
-        [name for name in image_names if not (name.endswith(end) and name[: -len(end)] in kept)],
-        [name for name in mask_names if name[: -len(rest)] not in kept],
+        [name for name in image_names if name not in taken],
+        [name for name in mask_names if name not in found],
         {other: count for other, count in tally.items() if other != rest},
     )
 
