@@ -17,6 +17,7 @@ Folders train and val in IMAGES are taken as the split; without them, images are
 import argparse
 import os
 import random
+import shlex
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -300,8 +301,9 @@ def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
         f'python tools/{name}.py' if Path('tools', f'{name}.py').is_file() else f'mmseg-eomt {name}'
         for name in ('train', 'predict')
     )
-    print(f'  {train} {config_file}')
-    print(f'  {predict} {config_file} {last} {images} --out predictions')
+    config_name, last, images = (shlex.quote(str(path)) for path in (config_file, last, images))
+    print(f'  {train} {config_name}')
+    print(f'  {predict} {config_name} {last} {images} --out predictions')
 
 
 if __name__ == '__main__':
