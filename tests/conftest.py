@@ -63,6 +63,38 @@ def run_tool(*args: object, check: bool = True, **env: str) -> subprocess.Comple
     return done
 
 
+def run_line(line: str, folder: Path, **env: str) -> str:
+    """Run a line of a page in a folder, as a shell with this Python does; its output."""
+    path = env.pop('PATH', os.environ['PATH'])
+    done = subprocess.run(
+        ['bash', '-c', line],
+        cwd=folder,
+        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{path}', **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode:
+        pytest.fail(f'{line} ended with {done.returncode}:\n{done.stdout[-6000:]}')
+    return done.stdout
+
+
+def small_recipe(name: str, side: int) -> Config:
+    """A recipe of ``configs`` with a small model and pictures of a side, for data that others put in."""
+    config = Config.fromfile(ROOT / 'configs' / name)
+    for part in ('backbone', 'decode_head'):
+        config.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
+    config.model.decode_head.update(num_queries=12, num_points=128)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[loader].update(num_workers=0, persistent_workers=False)
+        for step in config[loader].dataset.pipeline:
+            step.update({key: (side, side) for key in ('crop_size', 'size', 'scale') if key in step})
+    config.model.backbone.img_size = config.model.data_preprocessor.size = (side, side)
+    config.model.test_cfg = dict(mode='slide', crop_size=(side, side), stride=(side, side))
+    return config
+
+
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A handful of synthetic scenes, 64×128, in the Cityscapes layout."""

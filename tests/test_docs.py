@@ -1,19 +1,15 @@
 """The commands of README and docs run as they stand, in a checkout whose configs are small."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL_ARCH, make_config, small_options
+from conftest import ROOT, make_config, run_line, small_recipe
 from layouts import Sizes, public_eomt
-from mmengine.config import Config
 from server import serve
 from test_docs_weights import SMALL
 
@@ -52,29 +48,9 @@ class Checkout:
         for name in ('eomt_lora_cityscapes', 'datasets/eomt_lora_loveda', 'eomt_cityscapes_1024'):
             config = make_config(scenes, folder / 'work_dirs' / Path(name).name, 'lora' in name, max_iters=STEPS)
             config.dump(folder / 'configs' / f'{name}.py')
-        self._shrink('eomt_lora_dinov2-b_cityscapes_640', scenes)
+        name = 'eomt_lora_dinov2-b_cityscapes_640.py'
+        small_recipe(name, 64).dump(folder / 'configs' / name)
         self._make_images()
-
-    def _shrink(self, name: str, scenes: Path) -> None:
-        """Keep a config's recipe, for data that others will put in."""
-        file = self.folder / 'configs' / f'{name}.py'
-        config = Config.fromfile(file)
-        options = small_options(scenes, self.folder, STEPS)
-        for part in ('backbone', 'decode_head'):
-            config.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
-        config.model.decode_head.update(num_queries=12, num_points=128)
-        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            config[loader].update(num_workers=0, persistent_workers=False)
-            for step in config[loader].dataset.pipeline:
-                step.update({key: (64, 64) for key in ('crop_size', 'size', 'scale') if key in step})
-        names = (
-            'model.backbone.img_size',
-            'model.data_preprocessor.size',
-            'model.test_cfg.crop_size',
-            'model.test_cfg.stride',
-        )
-        config.merge_from_dict({key: options[key] for key in names})
-        config.dump(file)
 
     def _make_images(self) -> None:
         rng = np.random.default_rng(0)
@@ -98,23 +74,12 @@ class Checkout:
             line += f' default_hooks.checkpoint.interval={STEPS} train_cfg.val_interval={STEPS}'
         if 'init_dataset.py' in line:
             (self.folder / 'configs' / 'my_data.py').unlink(missing_ok=True)
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-        done = subprocess.run(
-            ['bash', '-c', line],
-            cwd=self.folder,
-            env={**os.environ, 'PATH': path, 'PORT': '29549', **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        if done.returncode:
-            pytest.fail(f'{line} ended with {done.returncode}:\n{done.stdout[-6000:]}')
+        printed = run_line(line, self.folder, PORT='29549', **env)
         for name, last in (('eomt_lora_cityscapes', 79608), ('my_data', 8000)):  # the names of a whole run's checkpoints
             work_dir = self.folder / 'work_dirs' / name
             if (work_dir / f'iter_{STEPS}.pth').is_file():
                 shutil.copy(work_dir / f'iter_{STEPS}.pth', work_dir / f'iter_{last}.pth')
-        return done.stdout
+        return printed
 
 
 @pytest.fixture(scope='module')

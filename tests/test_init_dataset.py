@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_ARCH
+from conftest import ROOT, run_line, small_recipe
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
@@ -321,27 +321,19 @@ def camvid(tmp_path) -> tuple[Path, Path, list[str]]:
 
 @pytest.mark.slow
 def test_three_commands_lead_from_images_and_masks_to_an_adapted_model_and_pictures(camvid, tmp_path):
-    """The commands that the tool prints, on the base config of a small model: its weights are a checkpoint in init_cfg."""
+    """The commands that the tool prints, on the default base with a small model of random weights."""
     images, masks, options = camvid
-    base = Config.fromfile(ROOT / 'configs' / 'eomt_lora_dinov2-b_cityscapes_640.py')
-    for part in ('backbone', 'decode_head'):
-        base.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
-    base.model.decode_head.update(num_queries=20, num_points=512)
-    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        base[loader].update(num_workers=0, persistent_workers=False)
-        for step in base[loader].dataset.pipeline:
-            step.update({key: (160, 160) for key in ('crop_size', 'size', 'scale') if key in step})
-    base.model.backbone.img_size = base.model.data_preprocessor.size = (160, 160)
-    base.model.test_cfg = dict(mode='slide', crop_size=(160, 160), stride=(160, 160))
+    base = small_recipe('eomt_lora_dinov2-b_cityscapes_640.py', 160)
     base.default_hooks.logger.interval = 1
     base.dump(tmp_path / 'base.py')
 
-    first = f'python tools/init_dataset.py {images} {masks} {" ".join(options)}'
-    log = run_at(tmp_path, f'{first} --base {tmp_path}/base.py --iters 4')
+    tools = f'python {ROOT}/tools'
+    first = f'{tools}/init_dataset.py {images} {masks} {" ".join(options)} --base base.py --iters 4'
+    log = run_line(first, tmp_path)
     commands = re.findall(r'^  (mmseg-eomt .*)$', log, re.M)
     assert len(commands) == 2
     for command in commands:
-        run_at(tmp_path, re.sub(r'^mmseg-eomt (\w+)', r'python tools/\1.py', command))
+        run_line(re.sub(r'^mmseg-eomt (\w+)', rf'{tools}/\1.py', command), tmp_path)
 
     table = (tmp_path / 'work_dirs/my_data/adapters.txt').read_text()
     assert 'backbone adapters' in table
@@ -352,14 +344,6 @@ def test_three_commands_lead_from_images_and_masks_to_an_adapted_model_and_pictu
         assert labels.shape == (height, width) and labels.max() < 11
         overlay = Image.open(tmp_path / f'predictions/overlays/{frame}.png')
         assert overlay.height == height and overlay.width > width  # with its legend
-
-
-def run_at(folder: Path, command: str) -> str:
-    parts = command.split()
-    parts[:2] = [sys.executable, str(ROOT / parts[1])]
-    done = subprocess.run(parts, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=540)
-    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def test_outside_the_repository_the_config_names_the_plugins_own(init_dataset, tmp_path):

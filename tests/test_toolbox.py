@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import stat
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_config, run_tool
+from conftest import ROOT, make_config, run_line, run_tool
 from mmengine.config import Config
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 
@@ -53,26 +51,15 @@ class Commands:
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
     def run(self) -> None:
-        path = os.pathsep.join([str(self.folder / 'bin'), str(Path(sys.executable).parent), os.environ['PATH']])
-        env = {**os.environ, 'PATH': path, 'MASTER_PORT': '29547', 'MPLBACKEND': 'agg'}
+        path = f'{self.folder / "bin"}{os.pathsep}{os.environ["PATH"]}'
+        env = dict(PATH=path, MASTER_PORT='29547', MPLBACKEND='agg')
         for block in re.findall(r'```bash\n(.*?)```', PAGE, re.S):
             for line in block.strip().splitlines():
                 if 'Wandb' in line and find_spec('wandb') is None:
                     continue
                 if 'benchmark' in line:
                     line = line.replace('eomt_tiny_cityscapes.py', 'repeated.py')  # 200 images
-                done = subprocess.run(
-                    ['bash', '-c', line],
-                    cwd=self.folder,
-                    env=env,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    timeout=300,
-                )
-                if done.returncode:
-                    pytest.fail(f'{line} ended with {done.returncode}:\n{done.stdout[-6000:]}')
-                self.output[line] = done.stdout
+                self.output[line] = run_line(line, self.folder, **env)
                 if 'train.py configs' in line and 'iter_3.pth' in os.listdir(self.work_dir):
                     shutil.copy(self.work_dir / 'iter_3.pth', self.work_dir / 'iter_1200.pth')
 
