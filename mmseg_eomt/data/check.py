@@ -113,6 +113,8 @@ class DataCheckHook(Hook):
         ValueError: If a file has a problem; ``data_problems.txt`` in the work directory names them all.
     """
 
+    priority = 'VERY_HIGH'  # before weights are downloaded
+
     def __init__(self, splits: Sequence[str] = ('train', 'val')) -> None:
         if not set(splits) <= {'train', 'val'}:
             raise ValueError(f"splits takes 'train' and 'val', got {splits!r}.")
