@@ -36,3 +36,7 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(known[name].parent))
     runpy.run_path(script, run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,6 +1,7 @@
 """A trained model, ready to predict."""
 
 import copy
+import warnings
 from typing import Any
 
 from mmengine.config import Config
@@ -43,7 +44,14 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
     config.test_pipeline = copy.deepcopy(dataset['pipeline'])
     model = init_model(config, checkpoint, device=device or get_device())
-    model.dataset_meta = class_names(dataset) or model.dataset_meta
+    given = model.dataset_meta
+    model.dataset_meta = class_names(dataset) or given
+    if 'palette' in given and list(given['classes']) != list(model.dataset_meta['classes']):
+        warnings.warn(
+            f"The names of the classes are the config's, {model.dataset_meta['classes']}; the checkpoint was trained with "
+            f'{list(given["classes"])}.',
+            stacklevel=2,
+        )
     names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes
     if len(names) != num_classes:
         raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {list(names)}.')

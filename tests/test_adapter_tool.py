@@ -15,6 +15,7 @@ def config(lora) -> Path:
     return next(Path(lora).parent.glob('*.py'))
 
 
+@pytest.mark.slow
 def test_info_tells_what_a_checkpoint_is(lora, base):
     log = run_tool('tools/adapter.py', 'info', lora).stdout
     lines = {line.split()[0]: line.split(None, 1)[1] for line in log.splitlines() if len(line.split()) > 1}

@@ -61,6 +61,7 @@ def test_the_authors_checkpoint_goes_to_ours_and_back_unchanged(public, tmp_path
     assert back['criterion.empty_weight'].tolist() == pytest.approx([1] * 19 + [0.1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', [public_eomt, public_eomt_dinov3])
 @pytest.mark.parametrize('gated', [False, True])
 def test_an_exported_folder_loads_in_transformers_and_predicts_the_same(layout, gated, tmp_path):
@@ -96,6 +97,7 @@ def test_an_exported_folder_loads_in_transformers_and_predicts_the_same(layout, 
         assert relative_error(scores[-1], expected.class_queries_logits) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_trained_checkpoint_takes_its_class_names_along(small_config, config_file, base, tmp_path):
     config = config_file(small_config())
     convert(base, tmp_path / 'hf', '--to', 'hf', '--config', config)

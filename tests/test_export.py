@@ -153,6 +153,7 @@ def test_scores_that_are_not_numbers_never_pass_for_equal(make_module):
     assert not apart <= 1
 
 
+@pytest.mark.slow
 def test_the_command_exports_a_slim_checkpoint_as_the_model_with_adapters(lora, tmp_path):
     config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.onnx'
     log = run_tool('tools/export.py', config, lora, out).stdout

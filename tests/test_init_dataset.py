@@ -167,6 +167,8 @@ def test_255_is_not_trained_on_where_something_else_is_ignored_too(init_dataset,
     images, folder = made(tmp_path, {'a': ids(0, 1, 2, 255), 'b': ids(0, 1, 2)})
     init_dataset(images, folder, '--ignore', 0)
     assert Config.fromfile('configs/my_data.py').classes == ['class_1', 'class_2']
+    assert 'no mask holds 7, which --ignore names' in init_dataset(images, folder, '--ignore', 7, '--force')
+    assert Config.fromfile('configs/my_data.py').classes == ['class_0', 'class_1', 'class_2']
 
 
 @pytest.mark.parametrize('seed', [0, 2])
@@ -228,7 +230,7 @@ def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_pat
     (tmp_path / 'empty').mkdir()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
     made(tmp_path / 'noise', {'a': noise, 'b': noise})
-    made(tmp_path / 'jpeg', {'a': ids(0, 1), 'b': ids(0, 1)}, mask_suffix='_mask.jpg')
+    made(tmp_path / 'jpeg', {'a': ids(0, 1), 'b': ids(0, 1)}, mask_suffix='.jpg')
     made(tmp_path / 'one', {'a': ids(0, 0), 'b': ids(0, 0)})
     made(tmp_path / 'float', {'a': Image.fromarray(np.ones((64, 96), np.float32))}, mask_suffix='.tif')
     (tmp_path / 'latin.txt').write_bytes('straße'.encode('latin-1'))
@@ -248,6 +250,7 @@ def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_pat
         assert message in log, log
     init_dataset(images, folder)
     assert 'exists: give another --name' in init_dataset(images, folder, check=False)
+    assert 'data/my_data exists' in init_dataset(images, folder, '--out', 'configs/other.py', check=False)
     init_dataset(images, folder, '--force')
 
 
@@ -291,7 +294,9 @@ def test_a_list_of_classes_is_read_in_the_usual_forms(tmp_path, text, expected):
     assert read_classes(tmp_path / 'classes.txt') == expected
 
 
-@pytest.mark.parametrize('text', ['road\nroad', 'road 1\ncar 1', 'road 300 0 0\ncar 1 1 1', 'road 1 2 3\ncar 4'])
+@pytest.mark.parametrize(
+    'text', ['road\nroad', 'road 1\ncar 1', 'road 300 0 0\ncar 1 1 1', 'road 1 2 3\ncar 4', 'road\ncar 5']
+)
 def test_a_list_that_contradicts_itself_is_refused(tmp_path, text):
     (tmp_path / 'classes.txt').write_text(text)
     with pytest.raises(ValueError, match=r'classes\.txt'):

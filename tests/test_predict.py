@@ -94,6 +94,7 @@ def test_images_of_many_sizes_go_together_and_a_broken_one_is_named_at_the_end(t
     source = Image.open(next(images.rglob('*.png')))
     folder = tmp_path / 'in'
     folder.mkdir()
+    (folder / '._0.jpg').write_bytes(b'of a file manager')
     for i, size in enumerate([(128, 64), (100, 80), (100, 80), (33, 47)]):
         source.resize(size).save(folder / f'{i}.jpg')
     (folder / 'broken.jpg').write_bytes((folder / '0.jpg').read_bytes()[:400])
@@ -108,7 +109,7 @@ def test_what_cannot_be_predicted_is_refused_in_a_sentence(tool, config, lora, i
     (tmp_path / 'film.mp4').write_bytes(b'x')
     image = next(images.rglob('*.png'))
     (tmp_path / 'twin').mkdir()
-    Image.open(image).save(tmp_path / 'twin' / image.with_suffix('.jpg').name)
+    Image.open(image).save(tmp_path / 'twin' / image.name)
     for inputs, message in (
         ([tmp_path / 'none.png'], 'none.png does not exist'),
         ([tmp_path / 'notes.txt'], 'notes.txt is no image'),
@@ -132,6 +133,20 @@ def test_names_come_from_the_config_and_have_to_fit(small_config, config_file, l
     options = {'test_dataloader.dataset.metainfo': dict(classes=['a', 'b'])}
     with pytest.raises(ValueError, match=r"has 19 classes, but the names of its data are 2: \['a', 'b'\]"):
         load_model(str(config_file(small_config(lora=True, **options))), lora)
+
+
+def test_two_types_of_one_name_are_both_written(tool, config, lora, images, tmp_path):
+    for suffix in ('.jpg', '.png'):
+        Image.open(next(images.rglob('*.png'))).save(tmp_path / f'1{suffix}')
+    tool('predict', config, lora, tmp_path / '1.jpg', tmp_path / '1.png', '--out', tmp_path / 'out')
+    assert sorted(labels(tmp_path / 'out/labels')) == ['1.png', '1.png.png']
+
+
+def test_names_that_the_checkpoint_was_not_trained_with_are_pointed_at(small_config, config_file, lora):
+    names = [f'c{i}' for i in range(19)]
+    file = config_file(small_config(lora=True, **{'test_dataloader.dataset.metainfo': dict(classes=names)}))
+    with pytest.warns(UserWarning, match='the checkpoint was trained with'):
+        load_model(str(file), lora)
 
 
 def test_the_sheet_of_queries_is_drawn(tool, config, lora, images, tmp_path):

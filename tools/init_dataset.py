@@ -37,17 +37,18 @@ def main() -> None:
     """Run the command."""
     args = parse_args()
     config_file, data_dir = args.out or Path('configs') / f'{args.name}.py', Path('data') / args.name
-    if config_file.exists() and not args.force:
-        sys.exit(f'{config_file} exists: give another --name, or --force to write it anew.')
+    there = [str(path) for path in (config_file, data_dir) if path.exists()]
+    if there and not args.force:
+        sys.exit(f'{" and ".join(there)} exists: give another --name, or --force to write it anew.')
     try:
         init_dataset(args, config_file, data_dir)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f'init_dataset: {error}')
 
 
 def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
     """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
-    from mmseg_eomt.data.labels import kind_of, make_labels, through_palettes, totals
+    from mmseg_eomt.data.labels import kind_of, make_labels, pack, show, through_palettes, totals
     from mmseg_eomt.data.own_config import base_config, config_text
     from mmseg_eomt.data.pairs import find_pairs
 
@@ -56,7 +57,7 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.masks}
     mask_of = {name: args.masks / mask for name, mask in pairs.masks.items()}
     say_pairs(pairs)
-    if Path(pairs.mask_suffix).suffix.lower() in ('.jpg', '.jpeg'):
+    if pairs.mask_suffix.lower().endswith(('.jpg', '.jpeg')):
         raise ValueError(f'The masks end in {pairs.mask_suffix}: JPEG changes values near edges. Save them as PNG.')
 
     looks, problems = look_at_all(image_of, mask_of)
@@ -72,6 +73,9 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
         if unknown:
             problems.append(f'{mask_of[name]}: {"; ".join(unknown[:5])} is in neither --classes nor --ignore')
             del looks[name]
+    absent = [show(value, kind) for value in sorted(map(pack, ignored)) if value not in occurring]
+    if absent:
+        print(f'  no mask holds {"; ".join(absent)}, which --ignore names')
     say_findings(looks, labels, totals(list(looks.values()), kind))
     say_problems(problems, len(pairs.masks), args.skip_bad)
     train, val = split(list(looks), args.val, args.seed)

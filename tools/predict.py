@@ -44,7 +44,8 @@ def main() -> None:
                 predictor.video(path, name)
             except ValueError as error:
                 failed.append(str(error))
-    print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
+    if len(failed) < len(inputs):
+        print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
     if failed:
         sys.exit('\n  '.join([f'predict: {len(failed)} of {len(inputs)} inputs could not be read:', *failed]))
 
@@ -143,7 +144,8 @@ def find_inputs(given: list[Path]) -> list[tuple[Path, str]]:
     for path in given:
         if path.is_dir():
             types = (*IMAGE_TYPES, *VIDEO_TYPES)
-            found = sorted(file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
+            files = (file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
+            found = sorted(file for file in files if not file.name.startswith('.'))
             if not found:
                 raise ValueError(f'{path} holds no image and no video.')
         elif not path.is_file():
@@ -153,7 +155,10 @@ def find_inputs(given: list[Path]) -> list[tuple[Path, str]]:
         else:
             raise ValueError(f'{path} is no image ({" ".join(IMAGE_TYPES)}) and no video ({" ".join(VIDEO_TYPES)}).')
         for file in found:
-            name = file.relative_to(path if path.is_dir() else path.parent).with_suffix('').as_posix()
+            whole = file.relative_to(path if path.is_dir() else path.parent)
+            name = whole.with_suffix('').as_posix()
+            if name in inputs and inputs[name].suffix != file.suffix:  # 1.jpg and 1.png
+                name = whole.as_posix()
             if name in inputs:
                 raise ValueError(
                     f'{inputs[name]} and {file} would both be written to {name}: give them one after the other.'

@@ -8,7 +8,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+BROKEN = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the Exif tag, and its values for a picture that readers turn by 90°
 
 

@@ -215,6 +215,7 @@ def read_classes(path: Path) -> dict[str, Value]:
         ValueError: If a line reads otherwise, or a name or value comes twice, with the line.
     """
     classes: dict[str, Value] = {}
+    bare = 0
     try:
         lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
     except UnicodeDecodeError as error:
@@ -232,13 +233,14 @@ def read_classes(path: Path) -> dict[str, Value]:
         elif found := re.fullmatch(r'(\d+)[\s,;:]+(.*\S)', line):
             name, value = found[2], int(found[1])
         else:
-            name, value = line, len(classes)
+            name, value = line, bare
+            bare += 1
         name = name.strip(' ,;:"\'')
         if name in classes or value in classes.values() or (isinstance(value, tuple) and max(value) > 255):
             raise ValueError(f'{path}, line {number}: {line!r} has a name or a value that came before, or is no colour.')
         classes[name] = value
-    if len({type(value) for value in classes.values()}) > 1:
-        raise ValueError(f'{path}: some classes have a colour and others an id: give all of them the same.')
+    if len({type(value) for value in classes.values()}) > 1 or 0 < bare < len(classes):
+        raise ValueError(f'{path}: some lines have a colour or an id and others have not: give all of them the same.')
     return classes
 
 

@@ -8,6 +8,7 @@ from conftest import reference, run_tool
 from mmengine.runner import Runner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lora', [False, True], ids=['full', 'lora'])
 def test_resume_goes_on_with_this_run_where_load_from_is_set(small_config, config_file, base, lora):
     first = small_config(lora=lora, load_from=base, max_iters=2)

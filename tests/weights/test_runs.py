@@ -79,6 +79,7 @@ def test_what_was_adapted_is_said_once(small_config, tmp_path, capsys, hooks):
         assert log.count(line) == 1, line
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_predicts_as_the_public_file_does(small_config, config_file, tmp_path):
     path, content = write(tmp_path)
     folder = tmp_path / 'hf'
