@@ -5,6 +5,7 @@
 
 import atexit
 import functools
+import gc
 import importlib.machinery
 import importlib.util
 import math
@@ -162,7 +163,9 @@ def _allow_cpu_processes() -> None:
         atexit.register(leave)
 
     def leave() -> None:
-        # nobody else does, and gloo's threads may otherwise abort a process whose work is done
+        # nobody else does. A gloo thread that lets go of its last tensor while Python ends aborts a process whose work is
+        # done; the threads end with the last owner of the group, and the DDP model of a Runner, which is a cycle, is one
+        gc.collect()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

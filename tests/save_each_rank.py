@@ -1,5 +1,7 @@
 """A hook for the two-process tests, which the training processes import."""
 
+import atexit
+import contextlib
 from pathlib import Path
 
 import torch
@@ -21,4 +23,21 @@ class SaveEachRank(Hook):
 
     def after_train(self, runner):
         parameters = dict(runner.model.module.named_parameters())
-        torch.save(dict(parameters=parameters, images=self.images), self.out / f'rank_{get_rank()}.pth')
+        left = self.out / f'left_{get_rank()}.txt'
+        saved = dict(parameters=parameters, images=self.images, threads=threads())
+        torch.save(saved, self.out / f'rank_{get_rank()}.pth')
+        AT_THE_END.append(lambda: left.write_text('\n'.join(threads())))
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, those of libraries too (Linux)."""
+    names = []
+    for task in Path('/proc/self/task').iterdir():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            names.append((task / 'comm').read_text().strip())
+    return names
+
+
+AT_THE_END = []
+# registered before the process group is made, and so called after it was left
+atexit.register(lambda: [call() for call in AT_THE_END])

@@ -58,6 +58,9 @@ def test_two_processes_end_with_identical_parameters(small_config, config_file, 
     assert first['parameters'].keys() == second['parameters'].keys()
     assert all(torch.equal(value, second['parameters'][name]) for name, value in first['parameters'].items())
     assert first['images'] != second['images']
+    assert 'pt_gloo_runloop' in first['threads'] and 'pt_gloo_runloop' in second['threads']
+    for rank in (0, 1):  # one that is left at the very end can abort the process
+        assert 'pt_gloo_runloop' not in (tmp_path / f'left_{rank}.txt').read_text()
     saved = weights(Path(config.work_dir), 3)
     assert all(torch.equal(value, first['parameters'][name]) for name, value in saved.items() if name in first['parameters'])
     if lora:
