@@ -225,6 +225,14 @@ def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path
     assert sorted(kept) == ['e', 'f']
 
 
+def test_values_that_most_masks_hold_and_no_class_names_are_said_once(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 1, 2), 'b': ids(0, 1, 2), 'c': ids(0, 1, 7), 'd': ids(0, 1)})
+    log = init_dataset(images, folder, '--classes', 'road,car', check=False)
+    assert '3 of 4 masks hold values that are in neither --classes nor --ignore: 2 (in 2), 7 (in 1).' in log
+    assert 'a.png' not in log
+    init_dataset(images, folder, '--classes', 'road,car', '--ignore', '2', '7')
+
+
 def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_path):
     images, folder = made(tmp_path, {'a': ids(0, 1), 'b': ids(0, 1)})
     (tmp_path / 'empty').mkdir()

@@ -142,6 +142,18 @@ def test_two_types_of_one_name_are_both_written(tool, config, lora, images, tmp_
     assert sorted(labels(tmp_path / 'out/labels')) == ['1.png', '1.png.png']
 
 
+def test_results_in_a_folder_of_images_are_no_images_the_next_time(tool, config, lora, images, tmp_path):
+    folder = tmp_path / 'in'
+    (folder / 'labels').mkdir(parents=True)  # of somebody else's
+    for name in ('1.png', 'labels/2.png'):
+        Image.open(next(images.rglob('*.png'))).save(folder / name)
+    for _ in range(2):
+        tool('predict', config, lora, folder, '--out', folder / 'out')
+        assert sorted(labels(folder / 'out/labels')) == ['1.png', 'labels/2.png']
+    tool('predict', config, lora, folder / 'out/overlays', '--out', folder / 'out')  # asked for by name
+    assert 'labels/2.png' in labels(folder / 'out/labels')
+
+
 def test_names_that_the_checkpoint_was_not_trained_with_are_pointed_at(small_config, config_file, lora):
     names = [f'c{i}' for i in range(19)]
     file = config_file(small_config(lora=True, **{'test_dataloader.dataset.metainfo': dict(classes=names)}))

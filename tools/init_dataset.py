@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
@@ -68,11 +68,19 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     classes, ignored = classes_and_ignored(args.classes, args.ignore)
     occurring = totals(list(looks.values()), kind)
     labels = make_labels(occurring, kind, classes, ignored, list(looks.values()))
-    for name, look in list(looks.items()):
-        unknown = labels.unknown(value & 0xFF if kind == 'grey' else value for value in look.values)
-        if unknown:
-            problems.append(f'{mask_of[name]}: {"; ".join(unknown[:5])} is in neither --classes nor --ignore')
-            del looks[name]
+    unknown_of = {}
+    for name, look in looks.items():
+        if unknown := labels.unknown(value & 0xFF if kind == 'grey' else value for value in look.values):
+            unknown_of[name] = unknown
+    if len(unknown_of) > len(looks) / 2 and not args.skip_bad:
+        missing = [f'{show(v, kind)} (in {occurring[v][1]})' for v in occurring if v not in labels.new_ids]
+        raise ValueError(
+            f'{len(unknown_of)} of {len(looks)} masks hold values that are in neither --classes nor --ignore: '
+            f'{", ".join(missing[:20])}{", …" if len(missing) > 20 else ""}. Add them to one of the two.'
+        )
+    for name, unknown in unknown_of.items():
+        problems.append(f'{mask_of[name]}: {"; ".join(unknown[:5])} is in neither --classes nor --ignore')
+        del looks[name]
     absent = [show(value, kind) for value in sorted(map(pack, ignored)) if value not in occurring]
     if absent:
         print(f'  no mask holds {"; ".join(absent)}, which --ignore names')
@@ -281,10 +289,7 @@ def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[st
     pictures, titles = [], []
     for title, names in (('train', train), ('val', val)):
         for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
-            image = Image.open(image_of[names[i]])
-            from PIL import ImageOps
-
-            image = np.array(ImageOps.exif_transpose(image).convert('RGB'))
+            image = np.array(ImageOps.exif_transpose(Image.open(image_of[names[i]])).convert('RGB'))
             ids = labels.ids(*read_mask(mask_of[names[i]]))
             present = [k for k in range(len(labels.classes)) if (ids == k).any()]
             pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))

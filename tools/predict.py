@@ -26,7 +26,7 @@ def main() -> None:
     """Run the command."""
     args = parse_args()
     try:
-        inputs = find_inputs(args.inputs)
+        inputs = find_inputs(args.inputs, args.out)
         predictor = Predictor(args)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f'predict: {error}')
@@ -132,8 +132,8 @@ class Predictor:
         writer.release()
 
 
-def find_inputs(given: list[Path]) -> list[tuple[Path, str]]:
-    """Files to read, with the names of their results.
+def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
+    """Files to read, with the names of their results. Where these lie in a folder that is given, they are no input.
 
     Raises:
         ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
@@ -141,11 +141,14 @@ def find_inputs(given: list[Path]) -> list[tuple[Path, str]]:
     from mmseg_eomt.data.files import IMAGE_TYPES
 
     inputs: dict[str, Path] = {}
+    results = {(out / name).resolve() for name in ('labels', 'overlays')}
     for path in given:
         if path.is_dir():
             types = (*IMAGE_TYPES, *VIDEO_TYPES)
             files = (file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
             found = sorted(file for file in files if not file.name.startswith('.'))
+            own = results - {path.resolve(), *path.resolve().parents}
+            found = [file for file in found if own.isdisjoint(file.resolve().parents)]
             if not found:
                 raise ValueError(f'{path} holds no image and no video.')
         elif not path.is_file():
