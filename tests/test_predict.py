@@ -147,8 +147,8 @@ def test_results_in_a_folder_of_images_are_no_images_the_next_time(tool, config,
     (folder / 'labels').mkdir(parents=True)  # of somebody else's
     for name in ('1.png', 'labels/2.png'):
         Image.open(next(images.rglob('*.png'))).save(folder / name)
-    for _ in range(2):
-        tool('predict', config, lora, folder, '--out', folder / 'out')
+    for said in ('Wrote', '4 files of'):
+        assert said in tool('predict', config, lora, folder, '--out', folder / 'out')
         assert sorted(labels(folder / 'out/labels')) == ['1.png', 'labels/2.png']
     tool('predict', config, lora, folder / 'out/overlays', '--out', folder / 'out')  # asked for by name
     assert 'labels/2.png' in labels(folder / 'out/labels')

@@ -148,7 +148,10 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
             files = (file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
             found = sorted(file for file in files if not file.name.startswith('.'))
             own = results - {path.resolve(), *path.resolve().parents}
-            found = [file for file in found if own.isdisjoint(file.resolve().parents)]
+            earlier = {file for file in found if not own.isdisjoint(file.resolve().parents)}
+            if earlier:
+                print(f'{len(earlier)} files of {path} lie in {out}, where results are written: they are left out.')
+                found = [file for file in found if file not in earlier]
             if not found:
                 raise ValueError(f'{path} holds no image and no video.')
         elif not path.is_file():
