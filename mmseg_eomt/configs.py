@@ -1,9 +1,11 @@
 """The plugin's own configs, wherever it is installed."""
 
-import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
+
+from mmseg_eomt.patching import patch
 
 PREFIX = 'mmseg_eomt::'
 
@@ -35,19 +37,19 @@ def find_own_configs() -> None:
 
     mmengine knows the packages of its own family alone, and only configs in subfolders.
     """
-    base_path, fromfile = Config._get_cfg_path, Config.fromfile
-    if hasattr(base_path, '__wrapped__'):
-        return
+    patch(Config, '_get_cfg_path', _own_base)
+    patch(Config, 'fromfile', _own_file)
 
-    def get_cfg_path(cfg_path, filename):
-        if cfg_path.startswith(PREFIX):
-            return config_path(cfg_path), None
-        return base_path(cfg_path, filename)
 
-    @functools.wraps(fromfile)
-    def from_file(filename, *args, **kwargs):
+def _own_base(get_cfg_path: Callable) -> Callable:
+    def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        return (config_path(cfg_path), None) if cfg_path.startswith(PREFIX) else get_cfg_path(cfg_path, filename)
+
+    return find
+
+
+def _own_file(fromfile: Callable) -> Callable:
+    def read(filename: str | Path, *args, **kwargs) -> Config:
         return fromfile(config_path(str(filename)), *args, **kwargs)
 
-    get_cfg_path.__wrapped__ = base_path
-    Config._get_cfg_path = staticmethod(get_cfg_path)
-    Config.fromfile = staticmethod(from_file)
+    return read

@@ -1,8 +1,8 @@
 """No adapter weights are dropped with a log line: mmengine's loader knows checkpoints that have some."""
 
 import contextvars
-import functools
 from collections import OrderedDict
+from collections.abc import Callable
 
 from mmengine.model import BaseTTAModel, PretrainedInit, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, take
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
+from mmseg_eomt.patching import patch
 from mmseg_eomt.weights.fit import fit_checkpoint
 
 _TAG = 'mmseg_eomt.adapter'
@@ -45,11 +46,14 @@ def load_adapters_or_refuse() -> None:
     wrapped here; it adapts their model as the checkpoint says. In a Runner that is LoRAHook's work, and without it the
     checkpoint is refused.
     """
-    load = mmengine_checkpoint.load_state_dict
-    if hasattr(load, '__wrapped__'):
-        return
+    patch(mmengine_checkpoint, 'load_state_dict', _knowing_adapters)
+    for runner in (Runner, FlexibleRunner):
+        for name in ('load_checkpoint', 'resume'):
+            patch(runner, name, _by_runner)
+    patch(PretrainedInit, '__call__', _by_init_cfg)
 
-    @functools.wraps(load)
+
+def _knowing_adapters(load: Callable) -> Callable:
     def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
         tags = getattr(state_dict, '_metadata', {})
         given, model = tags.get(_TAG), unwrapped(module)
@@ -71,15 +75,18 @@ def load_adapters_or_refuse() -> None:
             state_dict = fit_checkpoint(model, state_dict, _starting.get(), tags.get(_SOURCE) or 'The checkpoint')
         return load(module, state_dict, *args, **kwargs)
 
-    mmengine_checkpoint.load_state_dict = load_state_dict
-    for runner in (Runner, FlexibleRunner):
-        for name in ('load_checkpoint', 'resume'):
-            setattr(runner, name, _marked(getattr(runner, name), 'Runner'))
-    PretrainedInit.__call__ = _marked(PretrainedInit.__call__, 'init_cfg')
+    return load_state_dict
 
 
-def _marked(method, caller: str):
-    @functools.wraps(method)
+def _by_runner(method: Callable) -> Callable:
+    return _marked(method, 'Runner')
+
+
+def _by_init_cfg(method: Callable) -> Callable:
+    return _marked(method, 'init_cfg')
+
+
+def _marked(method: Callable, caller: str) -> Callable:
     def call(self, *args, **kwargs):
         token, starting = _caller.set(caller), _starting.set(starts_training(self))
         try:

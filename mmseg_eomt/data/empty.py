@@ -1,14 +1,15 @@
 """A dataset that finds no files says where it looked."""
 
-import functools
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
+
+from mmseg_eomt.patching import patch
 
 BASE_SUFFIX = inspect.signature(BaseSegDataset.__init__).parameters['img_suffix'].default
 
@@ -18,11 +19,10 @@ def explain_empty_datasets() -> None:
 
     A second call changes nothing.
     """
-    build = Runner.build_dataloader
-    if hasattr(build, '__wrapped__'):
-        return
+    patch(Runner, 'build_dataloader', _explained)
 
-    @functools.wraps(build)
+
+def _explained(build: Callable) -> Callable:
     def build_dataloader(dataloader, *args, **kwargs):
         try:
             return build(dataloader, *args, **kwargs)
@@ -32,7 +32,7 @@ def explain_empty_datasets() -> None:
                 raise
             raise FileNotFoundError('No data to load: ' + '; '.join(found) + '.') from error
 
-    Runner.build_dataloader = staticmethod(build_dataloader)
+    return build_dataloader
 
 
 def _leaves(config: object) -> Iterator[dict]:

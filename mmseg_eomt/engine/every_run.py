@@ -1,6 +1,6 @@
 """Checks of EoMT models in every Runner, whichever hooks its config has."""
 
-import functools
+from collections.abc import Callable
 
 from mmengine.runner import Runner
 
@@ -10,6 +10,7 @@ from mmseg_eomt.engine.checks import prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.patching import patch
 
 
 def check_every_run() -> None:
@@ -17,11 +18,10 @@ def check_every_run() -> None:
 
     The plugin's hooks check too, but a config without any of them is a valid one.
     """
-    call = Runner.call_hook
-    if hasattr(call, '__wrapped__'):
-        return
+    patch(Runner, 'call_hook', _checked)
 
-    @functools.wraps(call)
+
+def _checked(call: Callable) -> Callable:
     def call_hook(self: Runner, fn_name: str, **kwargs) -> None:
         if fn_name in ('before_run', 'before_train'):
             modules = list(segmentor_of(self).modules())
@@ -29,7 +29,7 @@ def check_every_run() -> None:
                 (prepare_run if fn_name == 'before_run' else warn_of_the_start)(self)
         call(self, fn_name, **kwargs)
 
-    Runner.call_hook = call_hook
+    return call_hook
 
 
 def warn_of_the_start(runner: Runner) -> None:

@@ -1,0 +1,67 @@
+"""The toolbox's functions are wrapped once by the plugin, whoever else wraps them."""
+
+import functools
+
+import pytest
+from mmengine.runner import Runner
+
+from mmseg_eomt.engine.every_run import check_every_run
+from mmseg_eomt.patching import patch
+
+
+class Owner:
+    @staticmethod
+    def static(value):
+        return value
+
+    def method(self, value):
+        return value
+
+
+def plus_one(function):
+    return lambda *args: function(*args) + 1
+
+
+def by_another(function):
+    """As any other plugin or profiler wraps a function."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_a_function_is_wrapped_once():
+    for _ in range(2):
+        patch(Owner, 'static', plus_one)
+        patch(Owner, 'method', plus_one)
+    assert Owner.static(1) == 2
+    assert Owner().method(1) == 2
+
+
+def test_a_function_that_others_have_wrapped_is_wrapped_all_the_same(monkeypatch):
+    monkeypatch.setattr(Owner, 'method', by_another(lambda self, value: value))
+    patch(Owner, 'method', plus_one)
+    assert Owner().method(1) == 2
+
+
+def test_a_wrapper_around_ours_is_not_wrapped_again(monkeypatch):
+    monkeypatch.setattr(Owner, 'method', lambda self, value: value)
+    patch(Owner, 'method', plus_one)
+    monkeypatch.setattr(Owner, 'method', by_another(Owner.method))
+    patch(Owner, 'method', plus_one)
+    assert Owner().method(1) == 2
+
+
+def test_a_run_is_checked_although_another_package_has_wrapped_the_runner(small_config, monkeypatch):
+    original = Runner.call_hook
+    while hasattr(original, '__wrapped__'):
+        original = original.__wrapped__
+    monkeypatch.setattr(Runner, 'call_hook', by_another(original))
+    check_every_run()
+    config = small_config()
+    config.model.decode_head.num_joint_blocks = 1
+    config.custom_hooks = []
+    with pytest.raises(ValueError, match='num_joint_blocks of backbone and decode_head must be equal'):
+        Runner.from_cfg(config).train()
