@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, loops
 from mmseg.apis import init_model
 
-from mmseg_eomt.engine.checks import last_whole_checkpoint
+from mmseg_eomt.engine.resume import last_whole_checkpoint
 
 
 def losses(runner: Runner) -> list[float]:
