@@ -114,7 +114,9 @@ def save_between_steps(runner: Runner) -> None:
             if not isinstance(runner.train_loop, EpochBasedTrainLoop):
                 continue  # it saves at the end alone
             unit = counts // math.gcd(counts, len(runner.train_dataloader))  # so many epochs are whole steps
-        interval, begin = (-(-number // unit) * unit if number > 0 else number for number in (hook.interval, hook.save_begin))
+        interval, begin = (
+            -(-number // unit) * unit if number > 0 else number for number in (hook.interval, hook.save_begin)
+        )
         if (interval, begin) != (hook.interval, hook.save_begin):
             what = 'epochs' if hook.by_epoch else 'iterations'
             runner.logger.warning(

@@ -103,7 +103,9 @@ class LoRAHook(Hook):
         if base_precision not in PRECISIONS:
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
         if isinstance(trainable_modules, str):
-            raise ValueError(f'trainable_modules is a list of names, got {trainable_modules!r}: write [{trainable_modules!r}].')
+            raise ValueError(
+                f'trainable_modules is a list of names, got {trainable_modules!r}: write [{trainable_modules!r}].'
+            )
         fields = dict(peft or {})
         config_class = fields.pop('type', 'LoraConfig')
         if isinstance(fields.get('target_modules'), str):  # for whole names
