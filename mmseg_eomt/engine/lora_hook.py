@@ -36,6 +36,7 @@ from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.lora_arguments import ATTENTION_LAYERS, config_maker
 from mmseg_eomt.engine.resume import check_resumable
+from mmseg_eomt.whole import whole_file
 
 TABLE = 'adapters.txt'  # in the work directory
 
@@ -263,8 +264,8 @@ class LoRAHook(Hook):
         if unmatched and self._warn_unmatched:
             runner.logger.warning(f'target_modules {unmatched} matched no layer; the other targets are adapted.')
         if is_training(runner) and is_main_process():
-            table = Path(runner.work_dir) / TABLE
-            table.write_text(summarise(model, matches, dropped, states, full=True) + '\n', encoding='utf-8')
+            with whole_file(Path(runner.work_dir) / TABLE) as table:
+                table.write_text(summarise(model, matches, dropped, states, full=True) + '\n', encoding='utf-8')
 
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters anew, is over."""

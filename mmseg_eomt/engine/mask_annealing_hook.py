@@ -52,7 +52,7 @@ class MaskAnnealingHook(Hook):
         self.power = power
 
     def before_run(self, runner: Runner) -> None:
-        """Check the model and its data, and what is to be resumed."""
+        """Check the model and its data."""
         prepare_run(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

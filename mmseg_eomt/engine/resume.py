@@ -46,9 +46,9 @@ def settle_resume(runner: Runner) -> None:
 
 def _find(runner: Runner) -> str | None:
     work_dir, asked = Path(runner.work_dir), runner._load_from
-    for path in work_dir.glob('.*.pth.*'):
-        if is_unfinished(path):
-            runner.logger.info(f'{path} is deleted: it is part of a checkpoint that a killed run was writing.')
+    for pattern in ('.*.pth.*', '.last_checkpoint.*', 'adapters/.iter_*'):
+        for path in filter(is_unfinished, work_dir.glob(pattern)):
+            runner.logger.info(f'{path} is deleted: a killed run was writing it.')
             shutil.rmtree(path, ignore_errors=True)
     if asked and work_dir.resolve() == Path(asked).resolve().parent and _number(Path(asked)) is not None:
         return asked
