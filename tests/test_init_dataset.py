@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.data.labels import IGNORED, make_palette, read_classes
+from mmseg_eomt.data.class_list import read_classes
+from mmseg_eomt.data.labels import IGNORED, make_palette
 from mmseg_eomt.data.pairs import find_pairs
 
 CAMVID = ROOT.parent / 'shared' / 'camvid'

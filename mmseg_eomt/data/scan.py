@@ -9,8 +9,8 @@ def files_in(folder: Path, types: tuple[str, ...] = ('',)) -> list[Path]:
     """Files in a folder and its subfolders, in order.
 
     Links to files and folders are followed, except links to a folder that they lie in, which would never end. Names that
-    begin with a dot are ignored, and with them what a killed process has left unfinished (:mod:`mmseg_eomt.whole`). A link of
-    such a type to a file that is gone is listed, so that its reader names it.
+    begin with a dot are ignored, and with them what a killed process has left unfinished (:mod:`mmseg_eomt.whole`). A link
+    to a file that is gone is listed, so that its reader names it.
 
     Args:
         folder: Where to look; it may be a link.
