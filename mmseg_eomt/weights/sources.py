@@ -20,6 +20,7 @@ from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
 from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
+from mmseg_eomt.weights.values import check_checkpoint
 
 
 def register_sources() -> None:
@@ -32,7 +33,8 @@ def register_sources() -> None:
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint, a folder of Hugging Face's, or a folder with an adapter in PEFT's format.
 
-    As with the other sources, ``<delta>+<base>`` names an EoMT that was published as differences to a ViT, and that ViT.
+    A path may be written as ``file:///path``. As with the other sources, ``<delta>+<base>`` names an EoMT that was published
+    as differences to a ViT, and that ViT.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -63,30 +65,40 @@ def load_from_hf(filename: str, map_location: Any = None) -> Any:
 
 def split_sum(name: str) -> tuple[str, str | None]:
     """The two sides of ``<delta>+<base>``; a name without a base, or of a file that is there, stays whole."""
-    whole = Path(name).expanduser().exists()
+    whole = local_path(name).exists()
     for place in [match.start() for match in re.finditer(r'\+', name)]:
         delta, base = name[:place], name[place + 1 :]
-        both = base and not whole and Path(delta).expanduser().exists() and Path(base).expanduser().exists()
-        if both or re.match(r'(hf|https?)://', base) or delta.startswith(hub.SCHEME):
+        both = base and not whole and local_path(delta).exists() and local_path(base).exists()
+        if both or re.match(r'(hf|https?|file)://', base) or delta.startswith(hub.SCHEME):
             return delta, base
     return name, None
+
+
+def local_path(name: str) -> Path:
+    """The path that a name without another scheme stands for: itself, or what is behind ``file://``."""
+    address = re.fullmatch(r'file://(?:localhost)?(/.*)', name)
+    return Path(unquote(address.group(1)) if address else name).expanduser()
 
 
 def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
     delta, base = split_sum(name)
     if base is None:
         path = find(delta)
-        return _as_checkpoint(read_folder(path) if path.is_dir() else read_file(path, map_location), name)
+        return _as_checkpoint(read_folder(path) if path.is_dir() else _checked(path, map_location, name), name)
     loaded = CheckpointLoader.load_checkpoint(base, map_location, logger='silent')
-    given = read_file(find(delta), map_location)
+    given = _checked(find(delta), map_location, delta)
     total = add_base(understand_delta(given, delta), understand(loaded, base))
     return tagged(dict(state_dict=total, meta={}), name)
 
 
-def _as_checkpoint(loaded: Any, name: str) -> Any:
+def _checked(path: Path, map_location: Any, name: str) -> dict[str, Any]:
+    loaded = read_file(path, map_location)
+    check_checkpoint(loaded, name)
+    return loaded
+
+
+def _as_checkpoint(loaded: dict[str, Any], name: str) -> dict[str, Any]:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{name} holds a {type(loaded).__name__}, not weights by name: save a state dict.')
     if 'state_dict' in loaded:
         loaded.setdefault('meta', {})
     else:
@@ -98,7 +110,7 @@ def _as_checkpoint(loaded: Any, name: str) -> Any:
 
 
 def _local_file(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir() and is_folder(path):
         return path
     path = (find_in_folder(path) or path) if path.is_dir() else path
