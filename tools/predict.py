@@ -139,14 +139,13 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
         ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
     """
     from mmseg_eomt.data.files import IMAGE_TYPES
+    from mmseg_eomt.data.scan import files_in
 
     inputs: dict[str, Path] = {}
     results = {(out / name).resolve() for name in ('labels', 'overlays')}
     for path in given:
         if path.is_dir():
-            types = (*IMAGE_TYPES, *VIDEO_TYPES)
-            files = (file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
-            found = sorted(file for file in files if not file.name.startswith('.'))
+            found = files_in(path, (*IMAGE_TYPES, *VIDEO_TYPES))
             own = results - {path.resolve(), *path.resolve().parents}
             earlier = {file for file in found if not own.isdisjoint(file.resolve().parents)}
             if earlier:
