@@ -42,11 +42,11 @@ def main() -> None:
 @torch.no_grad()
 def show_queries(args: argparse.Namespace, out: Path) -> None:
     """Predict and draw."""
-    from mmseg_eomt.data.files import image_size
+    from mmseg_eomt.data.images import inspect_image
     from mmseg_eomt.inference import load_model
     from mmseg_eomt.models import EoMTHead
 
-    image_size(args.image)
+    inspect_image(args.image)
     model = load_model(args.config, args.checkpoint, args.device)
     if not isinstance(model.decode_head, EoMTHead):
         raise ValueError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmseg_eomt.data.files import image_size, read_mask
+from mmseg_eomt.data.files import read_pair
 
 IGNORED = 255
 WHITES = IGNORED, 65535  # the highest ids of one byte and of two: usually not trained on
@@ -24,12 +24,14 @@ class Look:
         values: Pixels of each stored value: an id, or a colour as 0xRRGGBB.
         kind: ``'ids'``, ``'colours'``, or ``'grey'`` for colours that are all shades of grey.
         palette: Colours of a palette file, r, g, b, r, g, …, or None.
+        orientation: The Exif orientation that the reader applies to the image, 1 for none.
     """
 
     size: tuple[int, int]
     values: dict[int, int]
     kind: str
     palette: list[int] | None
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,9 @@ def look_at(image: Path, mask: Path) -> Look:
     """Read a pair.
 
     Raises:
-        ValueError: If a file cannot be read or their sizes differ, in a sentence that begins with the file.
+        ValueError: If a file cannot be used or their sizes differ, in a sentence that begins with the file.
     """
-    size = image_size(image)
-    values, palette = read_mask(mask)
-    if values.shape[:2] != size:
-        shown = f'{values.shape[1]}×{values.shape[0]}', f'{size[1]}×{size[0]}'
-        raise ValueError(f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}')
+    (size, orientation), values, palette = read_pair(image, mask)
     if values.dtype.kind not in 'uib':
         raise ValueError(f'{mask}: the mask holds numbers with fractions ({values.dtype}), not ids or colours')
     kind = 'ids'
@@ -87,7 +85,7 @@ def look_at(image: Path, mask: Path) -> Look:
         counts = counts[found]
     else:
         found, counts = np.unique(packed(values, 'colours'), return_counts=True)
-    return Look(size, dict(zip(map(int, found), map(int, counts))), kind, palette)
+    return Look(size, dict(zip(map(int, found), map(int, counts))), kind, palette, orientation)
 
 
 def through_palettes(looks: dict[str, Look]) -> dict[str, Look]:
@@ -109,7 +107,7 @@ def through_palettes(looks: dict[str, Look]) -> dict[str, Look]:
         known = palette_colours(look)
         for index, colour in (known or {}).items():
             values[colour] = values.get(colour, 0) + look.values[index]
-        changed[name] = look if known is None else Look(look.size, values, 'colours', look.palette)
+        changed[name] = look if known is None else replace(look, values=values, kind='colours')
     return changed
 
 
