@@ -14,12 +14,14 @@ from mmseg_eomt.engine import (  # noqa: E402
     MaskAnnealingHook,
     TwoWarmupsPolyLR,
 )
+from mmseg_eomt.engine.checkpoints import write_whole_checkpoints  # noqa: E402
 from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 
 register_sources()
 load_adapters_or_refuse()
+write_whole_checkpoints()
 check_every_run()
 explain_empty_datasets()
 find_own_configs()

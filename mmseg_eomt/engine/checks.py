@@ -1,10 +1,7 @@
 """What a run would find out too late: checks that both hooks make."""
 
-import re
-from pathlib import Path
-
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import nn
 
@@ -12,7 +9,6 @@ from mmseg_eomt.adapters.checkpoint import weights_of
 from mmseg_eomt.adapters.loading import is_tagged, starts_training, unwrapped
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.files import is_whole
 from mmseg_eomt.weights.fit import fit_checkpoint
 
 
@@ -27,12 +23,11 @@ def is_training(runner: Runner) -> bool:
 
 
 def prepare_run(runner: Runner) -> None:
-    """Check the model and, in training, its data, and settle what is resumed; a second call changes nothing."""
+    """Check the model and, in training, its data; a second call changes nothing."""
     check_split(segmentor_of(runner))
     check_outputs(segmentor_of(runner))
     if is_training(runner):
         check_classes(runner)
-        resume_own_run(runner)
 
 
 def check_split(model: nn.Module) -> None:
@@ -91,24 +86,12 @@ def check_classes(runner: Runner) -> None:
             )
 
 
-def check_resumable(runner: Runner, checkpoint: dict) -> None:
-    """Make sure that a checkpoint which is to be resumed holds more than weights.
-
-    Raises:
-        ValueError: If it does not, with what it lacks.
-    """
-    absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
-    if runner._resume and is_training(runner) and absent:
-        raise ValueError(f'{runner._load_from} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
-
-
 def check_weights(runner: Runner, checkpoint: dict) -> None:
     """Fit a checkpoint to the EoMT parts of the model, in place. In a new training run, heads may start anew.
 
     Raises:
-        ValueError: If weights are missing or of another shape, with some of their names, or if there is nothing to resume.
+        ValueError: If weights are missing or of another shape, with some of their names.
     """
-    check_resumable(runner, checkpoint)
     weights = weights_of(checkpoint)
     if is_tagged(weights):  # adapters that no LoRAHook has put into place are refused by the loader of the weights
         return
@@ -122,46 +105,3 @@ def check_weights(runner: Runner, checkpoint: dict) -> None:
             f'from it without --resume.'
         )
     checkpoint['state_dict'] = fitted
-
-
-def resume_own_run(runner: Runner) -> None:
-    """Let ``--resume`` go on from this run's last whole checkpoint, also where the config has ``load_from``.
-
-    mmengine would resume from ``load_from``, which is the other run that this one started from. A checkpoint of this run
-    that ``load_from`` names is resumed as asked, and so is any where the work directory has none yet. A run that was
-    killed while it wrote a checkpoint goes on from the one before.
-    """
-    if not runner._resume:
-        return
-    work_dir, asked = Path(runner.work_dir), runner._load_from
-    if asked and work_dir.resolve() == Path(asked).resolve().parent and _number(Path(asked)) is not None:
-        return
-    last = last_whole_checkpoint(runner)
-    if last is None:
-        return
-    if asked:
-        runner.logger.info(f'Resuming this run from {last}; load_from={asked} was where it started.')
-    runner._load_from = str(last)
-
-
-def last_whole_checkpoint(runner: Runner) -> Path | None:
-    """The run's last checkpoint, or the last one before it that was written to its end; what is skipped is warned of."""
-    named = find_latest_checkpoint(runner.work_dir)
-    last = Path(named) if named else None
-    if last is not None and not last.is_file():  # the work directory has moved
-        last = Path(runner.work_dir) / last.name
-    numbered = {path: _number(path) for path in Path(runner.work_dir).glob('*.pth')}
-    limit = _number(last) if last is not None else None
-    found = [path for path, number in numbered.items() if number is not None and (limit is None or number < limit)]
-    found.sort(key=lambda path: numbered[path], reverse=True)
-    for path in [last, *found] if last is not None and last.is_file() else found:
-        if is_whole(path):
-            return path
-        runner.logger.warning(f'{path} is no whole checkpoint (was the run killed while it wrote it?) and is skipped.')
-    return None
-
-
-def _number(path: Path) -> int | None:
-    """The iteration or epoch in the name of a checkpoint that a run has written."""
-    found = re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem)
-    return int(found.group(1)) if found else None

@@ -3,31 +3,59 @@
 from collections.abc import Callable
 
 from mmengine.runner import Runner
+from torch import nn
 
 from mmseg_eomt.adapters.base import pretrained_sources
 from mmseg_eomt.adapters.names import tuner_layers
-from mmseg_eomt.engine.checks import prepare_run, segmentor_of
+from mmseg_eomt.engine.checkpoints import save_between_steps
+from mmseg_eomt.engine.checks import is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.engine.random_state import RandomStateHook, gather_random_states
+from mmseg_eomt.engine.resume import check_fits_run, check_resumable, settle_resume
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.patching import patch
 
 
 def check_every_run() -> None:
-    """Let a Runner look at its EoMT model before it runs and before it trains; a second call changes nothing.
+    """Let a Runner check its EoMT model, and what it resumes, and resume exactly; a second call changes nothing.
 
     The plugin's hooks check too, but a config without any of them is a valid one.
     """
+    patch(Runner, 'train', _settled)
     patch(Runner, 'call_hook', _checked)
+    gather_random_states()
+
+
+def _has_eomt(runner: Runner) -> bool:
+    return any(isinstance(module, (EoMTViT, EoMTHead)) for module in segmentor_of(runner).modules())
+
+
+def _settled(train: Callable) -> Callable:
+    def settled_train(self: Runner) -> nn.Module:
+        if _has_eomt(self):
+            settle_resume(self)  # before the data loaders are built, which need the run's seed
+        return train(self)
+
+    return settled_train
 
 
 def _checked(call: Callable) -> Callable:
     def call_hook(self: Runner, fn_name: str, **kwargs) -> None:
-        if fn_name in ('before_run', 'before_train'):
-            modules = list(segmentor_of(self).modules())
-            if any(isinstance(module, (EoMTViT, EoMTHead)) for module in modules):
-                (prepare_run if fn_name == 'before_run' else warn_of_the_start)(self)
+        if fn_name not in ('before_run', 'after_load_checkpoint', 'before_train') or not _has_eomt(self):
+            return call(self, fn_name, **kwargs)
+        if fn_name == 'before_run':
+            prepare_run(self)
+            if is_training(self) and not any(isinstance(hook, RandomStateHook) for hook in self.hooks):
+                self.register_hook(RandomStateHook())
+        elif fn_name == 'before_train':
+            warn_of_the_start(self)
+            save_between_steps(self)
+        else:
+            check_resumable(self, kwargs['checkpoint'])
         call(self, fn_name, **kwargs)
+        if fn_name == 'after_load_checkpoint':  # after the hooks, which know more of the model
+            check_fits_run(self, kwargs['checkpoint'])
 
     return call_hook
 

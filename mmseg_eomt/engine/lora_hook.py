@@ -34,8 +34,8 @@ from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers, w
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_use import AdapterUse
-from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
-from mmseg_eomt.engine.random_state import RandomState
+from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.resume import check_resumable
 from mmseg_eomt.weights.fit import load_fitted
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
@@ -74,8 +74,8 @@ class LoRAHook(Hook):
 
     Raises:
         ImportError: If PEFT is missing and adapters are needed.
-        ValueError: If a number is out of range, a name matches nothing, the model does not use an adapted layer, or a
-            checkpoint was trained with other adapters or on another base.
+        ValueError: If a number is out of range or given twice, a name matches nothing, the model does not use an adapted
+            layer, other hooks do not go with this one, or a checkpoint was trained with other adapters or on another base.
     """
 
     priority = 'VERY_HIGH'
@@ -103,6 +103,10 @@ class LoRAHook(Hook):
             raise ValueError(f"save is 'trainable' or 'full', got {save!r}.")
         if base_precision not in PRECISIONS:
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
+        if isinstance(trainable_modules, str):
+            raise ValueError(
+                f'trainable_modules is a list of names, got {trainable_modules!r}: write [{trainable_modules!r}].'
+            )
         fields = dict(peft or {})
         config_class = fields.pop('type', 'LoraConfig')
         if isinstance(fields.get('target_modules'), str):  # for whole names
@@ -111,6 +115,8 @@ class LoRAHook(Hook):
         exclude_modules = fields.pop('exclude_modules', exclude_modules)
         numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
         given = {name: value for name, value in numbers.items() if value is not None}
+        for name in given.keys() & fields.keys():
+            raise ValueError(f'{name}={given[name]} and peft=dict({name}={fields[name]}): give one of the two.')
         targets = dict(target_modules=target_modules, exclude_modules=exclude_modules)
         if config_class == 'LoraConfig':
             lora = dict(r=16, lora_alpha=32, lora_dropout=0.05)
@@ -126,7 +132,6 @@ class LoRAHook(Hook):
         self.base_precision = base_precision
         self.config: Any = None
         self.base: dict[str, Any] = UNKNOWN_BASE
-        self.random_state = RandomState()
         self._adapted: nn.Module | None = None
         self._trained = False
         self._frozen_norms: list[nn.Module] = []
@@ -148,6 +153,7 @@ class LoRAHook(Hook):
             if training and not self._trained:
                 raise ValueError('This Runner has evaluated before any training: train in a new one.')
             return
+        self._check_hooks(runner)
         self._adapted, self._trained = model, training
         prepare_run(runner)
         checkpoint = self._read_checkpoint(runner)
@@ -167,6 +173,18 @@ class LoRAHook(Hook):
             self._rebuild_optimizer(runner)
             self._prepare_saving(runner, model)
         self._report(runner, model, matches)
+
+    def _check_hooks(self, runner: Runner) -> None:
+        """Those before this hook have taken the model as it was."""
+        for hook in runner.hooks:
+            if isinstance(hook, LoRAHook) and hook is not self:
+                raise ValueError('custom_hooks has more than one LoRAHook: name all layers to adapt in one.')
+        for hook in runner.hooks[: runner.hooks.index(self)]:
+            if isinstance(hook, EMAHook):
+                raise ValueError(
+                    'EMAHook comes before LoRAHook, and its copy of the model would have no adapters: drop the priority of '
+                    'LoRAHook, and list it first.'
+                )
 
     def _read_checkpoint(self, runner: Runner) -> dict | None:
         if not runner._load_from:
@@ -250,10 +268,10 @@ class LoRAHook(Hook):
             check_exportable(model, self.base)  # an error now rather than at the first checkpoint
         runner.register_hook(_SaveTrained(self), priority='LOWEST')  # after an EMA hook has put its weights in
         for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
-                runner.logger.warning(
-                    'With max_keep_ckpts=1 the last checkpoint is deleted before the next is written, and a run that is '
-                    'killed in between has none to resume from: set 2.'
+            if isinstance(hook, CheckpointHook) and hook.published_keys and 'meta' not in hook.published_keys:
+                raise ValueError(
+                    f"CheckpointHook's published_keys={list(hook.published_keys)} leaves out 'meta', which notes the adapters "
+                    f'and their base: the published file could not be used. Add it.'
                 )
 
     def _report(self, runner: Runner, model: nn.Module, matches: dict[str, list[str]]) -> None:
@@ -280,8 +298,7 @@ class LoRAHook(Hook):
         self._use.watch(model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Keep the statistics of frozen batch norms, and draw on where a resumed run stopped."""
-        self.random_state.start_iteration()
+        """Keep the statistics of frozen batch norms."""
         for norm in self._frozen_norms:
             norm.eval()
 
@@ -296,17 +313,12 @@ class LoRAHook(Hook):
         self._use.check()
 
     def before_val(self, runner: Runner) -> None:
-        """Evaluation draws nothing from the training's random numbers."""
-        self.random_state.keep()
+        """See :meth:`_merge`."""
         self._merge(runner)
 
     def before_test(self, runner: Runner) -> None:
         """See :meth:`_merge`."""
         self._merge(runner)
-
-    def after_val(self, runner: Runner) -> None:
-        """See :meth:`before_val`."""
-        self.random_state.give_back()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put in what the checkpoint leaves out, and make sure that it fits.
@@ -322,7 +334,6 @@ class LoRAHook(Hook):
             if 'ema_state_dict' in checkpoint:
                 checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.', new_run)
         check_weights(runner, checkpoint)
-        self.random_state.load(runner, checkpoint)
 
     def _merge(self, runner: Runner) -> None:
         """Put the adapters into the weights where nothing is trained: beside them they would take time."""
@@ -353,7 +364,6 @@ class _SaveTrained(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         owner, model = self.owner, segmentor_of(runner)
-        owner.random_state.save(checkpoint)
         dropped = left_out(model, owner.base) if owner.save == 'trainable' else set()
         meta = checkpoint['meta']
         if dropped or adapter_names(model):  # all of a model without adapters is a plain checkpoint

@@ -110,8 +110,3 @@ def test_a_wrapper_that_cuts_up_weights_is_refused(small_config, base, monkeypat
     runner.model = Sharded(runner.model)
     with pytest.raises(ValueError, match='works with DistributedDataParallel, not with Sharded'):
         runner.call_hook('before_run')
-
-
-def test_one_checkpoint_to_keep_is_warned_of(small_config, base, capfd):
-    train(small_config, base, **{'default_hooks.checkpoint.max_keep_ckpts': 1})
-    assert 'has none to resume from: set 2' in ''.join(capfd.readouterr())
