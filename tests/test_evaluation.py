@@ -1,5 +1,6 @@
 """The published evaluation: its image sizes, its windows, its scores, against a plain reimplementation here."""
 
+import itertools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS
 from PIL import Image
 from test_configs import RECIPES
+from test_docs_code import blocks
 
 from mmseg_eomt.data import EoMTResize
 from mmseg_eomt.export import ImageToScores
@@ -67,7 +69,7 @@ def test_windows_are_the_public_codes_in_floating_point_and_reach_the_edge(windo
         given = starts(length, window)
         assert given[:-1] == published[:-1] and given[-1] == length - window, length
         assert published[-1] in (given[-1], given[-1] - 1)
-        assert all(b - a <= window for a, b in zip(given, given[1:])), length
+        assert all(b - a <= window for a, b in itertools.pairwise(given)), length
 
 
 @pytest.mark.parametrize(
@@ -203,9 +205,10 @@ def test_images_of_one_size_are_evaluated_together_as_alone(model, files):
 
 
 def test_windows_spread_over_both_sides_and_an_image_below_their_size_is_one(model):
+    seen = []
+    model.encode_decode = lambda part, metas: seen.append(part.shape[2:]) or part[:, :1].expand(-1, 150, -1, -1)
     for shape, number in {(48, 40): 1, (64, 64): 1, (80, 48): 2, (80, 150): 6}.items():
-        seen = []
-        model.encode_decode = lambda part, metas: seen.append(part.shape[2:]) or part[:, :1].expand(-1, 150, -1, -1)
+        seen.clear()
         image = torch.rand(1, 3, *shape)
         scores = model.inference(image, [dict(ori_shape=shape, img_shape=shape)])
         assert torch.allclose(scores[:, 0], image[:, 0])  # each pixel is where it was
@@ -334,6 +337,15 @@ def test_a_recipe_evaluates_as_published(name):
         assert tuple(config.model.test_cfg.crop_size) == tuple(config.crop_size)
     sizes = [step['size'] for step in config.tta_pipeline[1].transforms[0]]
     assert sizes[1] == config.crop_size[0] and sizes == sorted(sizes)
+
+
+def test_the_recipe_page_shows_what_the_ade20k_config_has():
+    (block,) = (block for block in blocks('recipe.md') if 'EoMTResize' in block)
+    shown: dict = {}
+    exec(block, shown)
+    config = Config.fromfile(ROOT / 'configs' / 'eomt_ade20k_512.py')
+    assert config.test_dataloader.dataset.pipeline == shown['test_pipeline']
+    assert config.model.type == shown['model']['type'] and config.model.test_cfg == shown['model']['test_cfg']
 
 
 def test_configs_on_the_toolboxs_data_keep_the_toolboxs_windows():
