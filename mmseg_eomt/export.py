@@ -33,7 +33,7 @@ class ImageToScores(nn.Module):
     Shapes: image (B, 3, H, W), float32 RGB from 0 to 255, to scores (B, K, H, W) as the decode head predicts them.
 
     Raises:
-        ValueError: If it is no segmentor, or its adapters cannot be merged.
+        ValueError: If it is no segmentor or evaluated with masked attention, or its adapters cannot be merged.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,6 +41,10 @@ class ImageToScores(nn.Module):
         if not hasattr(model, 'encode_decode'):
             raise ValueError(
                 f'Only a segmentor with encode_decode (EncoderDecoder) is exported, got {type(model).__name__}.'
+            )
+        if (model.test_cfg or {}).get('masked_attention'):
+            raise ValueError(
+                'A graph draws nothing at random, as evaluation does with test_cfg.masked_attention: set it to False.'
             )
         if tuner_layers(model):
             merge(model)

@@ -77,7 +77,7 @@ def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
     data, _ = _preprare_data(str(path), model)
     image = model.data_preprocessor(data, False)['inputs']
     test_cfg = model.test_cfg
-    if test_cfg.get('mode') != 'slide':
+    if test_cfg.get('mode', 'whole') == 'whole':
         return image
     window = [min(side, crop) for side, crop in zip(image.shape[-2:], test_cfg.crop_size)]
     top, left = ((side - part) // 2 for side, part in zip(image.shape[-2:], window))

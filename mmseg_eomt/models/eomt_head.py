@@ -27,8 +27,8 @@ class EoMTHead(BaseModule):
 
     In training, a prediction is made before each joint block and after the last, and all are supervised; a block's queries
     attend only to the patches inside their predicted mask, with a probability that
-    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks and only the
-    last prediction is made.
+    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
+    ``test_cfg.masked_attention`` of the segmentor is true, and only the last prediction is made.
 
     Args:
         num_classes: K, without "no object".
@@ -157,13 +157,15 @@ class EoMTHead(BaseModule):
         # plain numbers beside the buffer, so that a training step does not wait for the device to read them
         self.mask_probs = tuple(self.attn_mask_probs.tolist())
 
-    def forward(self, feats: Features, every_layer: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, feats: Features, every_layer: bool = False, masked: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Predict masks and classes.
 
         Args:
             feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w), or a list of a map, prefix tokens
                 (B, P, C) and, where the blocks need it, the rotary position embedding (2, h · w, d).
             every_layer: Whether evaluation predicts before each joint block too, as training does. Default: False.
+            masked: Whether evaluation masks attention too, where its probability is above 0, as training does; which
+                queries are masked is drawn at random. Default: False.
 
         Returns:
             Mask logits (B, Q, s·h, s·w), s = 4 for patch size 16, and class logits (B, Q, K + 1): lists of J + 1 layers in
@@ -179,10 +181,13 @@ class EoMTHead(BaseModule):
         predictions = []
         for block, prob in zip(self.blocks, self.mask_probs):
             query_mask = None
-            if self.training or every_layer:
-                predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
-                if self.training and prob > 0:
-                    query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
+            inside = (self.training or masked) and prob > 0
+            if self.training or every_layer or inside:
+                prediction = recomputed(self.with_cp, self._predict_layer, x, grid)
+                if self.training or every_layer:
+                    predictions.append(prediction)
+                if inside:
+                    query_mask = self._query_mask(prediction[0].detach(), x.shape[1], grid, prob)
             x = recomputed(self.with_cp, block, x, query_mask, rope)
         predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
@@ -274,12 +279,14 @@ class EoMTHead(BaseModule):
         Args:
             feats: The backbone's outputs.
             batch_img_metas: Metas of the images; the input's size is read from them as the toolbox's other heads do.
-            test_cfg: Not used; part of the toolbox's interface.
+            test_cfg: Of the segmentor. Where ``masked_attention`` in it is true, attention is masked as in training. The
+                rest is not used.
 
         Returns:
             Scores (B, K, H, W).
         """
-        masks, classes = (layers[-1] for layers in self(feats))
+        masked = bool((test_cfg or {}).get('masked_attention', False))
+        masks, classes = (layers[-1] for layers in self(feats, masked=masked))
         meta = batch_img_metas[0]
         size = meta['img_shape']
         if not isinstance(size, torch.Size):  # a torch.Size is a sliding window's
