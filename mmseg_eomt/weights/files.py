@@ -1,18 +1,25 @@
 """Checkpoint files: weights are read from them, and nothing in them is executed."""
 
+import hashlib
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmseg_eomt.whole import whole_file
 
 NAMES = ('model.safetensors', 'pytorch_model.bin', 'model.safetensors.index.json', 'pytorch_model.bin.index.json')
 LFS = b'version https://git-lfs'
+DIGESTS = 'mmseg_eomt_digests'  # in the metadata of our safetensors: JSON of a digest by name; '' is the other metadata
+DOS_FOLDER = 0x10  # PyTorch reads nothing from a zip entry that is marked so
 
 
 def read_file(path: Path, map_location: Any = None) -> Any:
@@ -20,12 +27,14 @@ def read_file(path: Path, map_location: Any = None) -> Any:
 
     Raises:
         FileNotFoundError: If a file of an index is missing.
-        ValueError: If it is cut short, no checkpoint, or asks for code to be run.
+        ValueError: If it is cut short, damaged, no checkpoint, or asks for code to be run.
     """
     if path.name.endswith('.index.json'):
         return _read_shards(path, map_location)
-    if _starts_as_safetensors(path) or (path.suffix == '.safetensors' and not zipfile.is_zipfile(path)):
-        return _read_safetensors(path, map_location)
+    if _starts_as_safetensors(path) or (path.suffix == '.safetensors' and not zipped(path)):
+        return read_safetensors(path, map_location)[0]
+    if zipped(path) and not is_whole(path):
+        raise _broken(path, 'its zip entries do not match their checksums')
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except (
@@ -37,14 +46,105 @@ def read_file(path: Path, map_location: Any = None) -> Any:
     ) as error:  # bytes may ask for anything
         raise ValueError(_refusal(path, str(error))) from error
     except (RuntimeError, EOFError, OSError) as error:
-        if is_whole(path) or isinstance(error, PermissionError):
+        if zipped(path) or isinstance(error, PermissionError):
             raise
-        raise _cut_short(path, error) from error
+        raise _broken(path, error) from error
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end, where the table of contents of PyTorch's zip files stands."""
-    return zipfile.is_zipfile(path)
+def zipped(path: Path) -> bool:
+    """Whether a file begins as PyTorch's zip files do; older ones are pickles, without checksums."""
+    return _head(path).startswith(b'PK\x03\x04')
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint in PyTorch's zip format is complete and undamaged.
+
+    Every entry of a zip file has a checksum, which PyTorch writes and does not compare. Reading all of them costs about as
+    much as another read of the file. Python's ``zipfile`` passes some damage of the table of contents that PyTorch would
+    read other bytes by: these fields are compared too.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            names = {entry.filename for entry in entries}
+            stored = [entry for entry in entries if entry.compress_type == zipfile.ZIP_STORED]
+            if (
+                len(names) < len(entries)
+                or any(entry.compress_size != entry.file_size for entry in stored)
+                or any(entry.external_attr & DOS_FOLDER for entry in entries)
+                or file.testzip() is not None
+            ):
+                return False
+        torch._C.PyTorchFileReader(str(path))  # opens the table of contents as torch.load does
+    except Exception:  # damaged bytes may ask zipfile and its decompressors for anything
+        return False
+    return True
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file as a whole, with a digest of each tensor and of the metadata.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        tensors: By name; they must not share memory.
+        metadata: For the header, beside ``format`` and the digests.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {'format': 'pt', **(metadata or {})}
+    header[DIGESTS] = json.dumps(_digests(tensors, header))
+    with whole_file(path) as new:
+        save_file(tensors, new, metadata=header)
+
+
+def read_safetensors(path: str | Path, map_location: Any = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors, and the metadata of its header.
+
+    Raises:
+        ValueError: If it is cut short or no safetensors, or if it was written with digests and is damaged.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, 'pt') as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        if _head(path) == LFS:
+            raise ValueError(_refusal(path, '')) from error
+        raise _broken(path, error) from error
+    noted = metadata.pop(DIGESTS, None)
+    if noted is not None:
+        _compare(path, noted, _digests(tensors, metadata))
+    if isinstance(map_location, (str, torch.device)):
+        tensors = {name: value.to(map_location) for name, value in tensors.items()}
+    return tensors, metadata
+
+
+def _digests(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    digests = {'': _digest(json.dumps(sorted(metadata.items())).encode())}
+    for name, value in tensors.items():
+        kind = f'{value.dtype}{tuple(value.shape)}'.encode()
+        digests[name] = _digest(kind, value.reshape(-1).view(torch.uint8).numpy())
+    return digests
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _compare(path: Path, noted: str, found: dict[str, str]) -> None:
+    try:
+        expected = dict(json.loads(noted))
+    except (ValueError, TypeError):
+        expected = {}
+    damaged = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+    if damaged:
+        told = ', '.join(sorted(filter(None, damaged))[:3]) or 'metadata'
+        raise ValueError(
+            f'{path} is damaged: {told} (of {len(damaged)} entries) is not what was written. Copy it again, or use another.'
+        )
 
 
 def find_in_folder(folder: Path) -> Path | None:
@@ -77,25 +177,16 @@ def _starts_as_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b'{' and int.from_bytes(head[:8], 'little') < path.stat().st_size
 
 
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path, device=str(map_location) if isinstance(map_location, (str, torch.device)) else 'cpu')
-    except SafetensorError as error:
-        if _head(path) == LFS:
-            raise ValueError(_refusal(path, '')) from error
-        raise _cut_short(path, error) from error
-
-
 def _head(path: Path) -> bytes:
     with path.open('rb') as file:
         return file.read(len(LFS))
 
 
-def _cut_short(path: Path, error: Exception) -> ValueError:
+def _broken(path: Path, error: object) -> ValueError:
     told = str(error).splitlines()[0] if str(error) else 'empty'
     return ValueError(
-        f'{path} ({path.stat().st_size:,} bytes) is no whole checkpoint: was writing or copying it cut short? '
-        f'Use an earlier one, or copy it again. ({told})'
+        f'{path} ({path.stat().st_size:,} bytes) is no whole checkpoint: was it cut short or damaged in writing or '
+        f'copying? Use an earlier one, or copy it again. ({told})'
     )
 
 
