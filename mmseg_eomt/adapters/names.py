@@ -65,6 +65,18 @@ def adapter_names(model: nn.Module) -> list[str]:
     ]
 
 
+def adapter_entries(model: nn.Module) -> list[str]:
+    """Names in the state dict of all that PEFT has added: parameters, buffers, and trained copies of modules."""
+    layers = tuner_layers(model)
+    return [
+        f'{part}.{name}' if part else name
+        for part, module in model.named_modules()
+        if part in layers or is_wrapper(module)
+        for name in module.state_dict()
+        if not name.startswith(('base_layer.', 'original_module.'))
+    ]
+
+
 def belongs_to(name: str, adapter: str) -> bool:
     """Whether a parameter's name is that of an adapter's, or of a module's copy that was trained with it."""
     return f'.{adapter}.' in name or name.endswith(f'.{adapter}')
