@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from mmengine.runner import CheckpointLoader, load_state_dict
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
-from mmseg_eomt.weights.fit import fit_checkpoint
+from mmseg_eomt.weights.fit import fit_checkpoint, load_fitted
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -251,7 +251,7 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
         raise FileNotFoundError(f'{checkpoint} is not there. {_CURE}') from error
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
-    load_state_dict(model, fit_checkpoint(model, weights, training=True, source=checkpoint))
+    load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint))
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmseg.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,6 +36,7 @@ from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_resumable, check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.random_state import RandomState
+from mmseg_eomt.weights.fit import load_fitted
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
 TABLE = 'adapters.txt'  # in the work directory
@@ -227,7 +228,7 @@ class LoRAHook(Hook):
             if not isinstance(hook, EMAHook):
                 hook.after_load_checkpoint(runner, checkpoint)
         weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
-        load_state_dict(model, weights, logger=runner.logger)
+        load_fitted(model, weights)
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 

@@ -5,7 +5,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def read_file(path: Path, map_location: Any = None) -> Any:
         if zipped(path) or isinstance(error, PermissionError):
             raise
         raise _broken(path, error) from error
+
+
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put the name of a file before an error of ours about its content that lacks it."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if type(error) not in (ValueError, RuntimeError) or str(source) in str(error):
+            raise
+        raise type(error)(f'{source}: {error}') from error
 
 
 def zipped(path: Path) -> bool:

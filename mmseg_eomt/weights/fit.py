@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
@@ -32,7 +33,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     Raises:
         ValueError: If weights are missing or of another shape, with their names.
     """
-    if _FITTED in getattr(state_dict, '_metadata', {}):
+    if is_fitted(state_dict):
         return state_dict
     backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
     given = tensors_of(state_dict)
@@ -70,9 +71,23 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
     # what is newly made stays as it is: mmengine would call it missing
     own = {name: v for name, v in model.state_dict().items() if name.startswith(('backbone.', 'decode_head.'))}
-    result = OrderedDict({**own, **fitted})
-    result._metadata = {_FITTED: True}  # survives on the way through a Runner
-    return result
+    return _as_fitted({**own, **fitted})
+
+
+def is_fitted(state_dict: StateDict) -> bool:
+    """Whether :func:`fit_checkpoint` has seen to a state dict already, somewhere on its way through a Runner."""
+    return _FITTED in getattr(state_dict, '_metadata', {})
+
+
+def load_fitted(model: nn.Module, state_dict: StateDict) -> None:
+    """Load what :func:`fit_checkpoint` returned: mmengine's function, which would see to it once more otherwise."""
+    checkpoint.load_state_dict(model, _as_fitted(state_dict), logger='current')
+
+
+def _as_fitted(state_dict: StateDict) -> StateDict:
+    state_dict = OrderedDict(state_dict)
+    state_dict._metadata = {_FITTED: True}
+    return state_dict
 
 
 def _differs(model: nn.Module, given: StateDict) -> bool:

@@ -20,6 +20,7 @@ from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
 from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
+from mmseg_eomt.weights.values import check_checkpoint
 
 
 def register_sources() -> None:
@@ -76,17 +77,21 @@ def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
     delta, base = split_sum(name)
     if base is None:
         path = find(delta)
-        return _as_checkpoint(read_folder(path) if path.is_dir() else read_file(path, map_location), name)
+        return _as_checkpoint(read_folder(path) if path.is_dir() else _checked(path, map_location, name), name)
     loaded = CheckpointLoader.load_checkpoint(base, map_location, logger='silent')
-    given = read_file(find(delta), map_location)
+    given = _checked(find(delta), map_location, delta)
     total = add_base(understand_delta(given, delta), understand(loaded, base))
     return tagged(dict(state_dict=total, meta={}), name)
 
 
-def _as_checkpoint(loaded: Any, name: str) -> Any:
+def _checked(path: Path, map_location: Any, name: str) -> dict[str, Any]:
+    loaded = read_file(path, map_location)
+    check_checkpoint(loaded, name)
+    return loaded
+
+
+def _as_checkpoint(loaded: dict[str, Any], name: str) -> dict[str, Any]:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{name} holds a {type(loaded).__name__}, not weights by name: save a state dict.')
     if 'state_dict' in loaded:
         loaded.setdefault('meta', {})
     else:
