@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,21 +34,15 @@ def read_file(path: Path, map_location: Any = None) -> Any:
     if _starts_as_safetensors(path) or (path.suffix == '.safetensors' and not zipped(path)):
         return read_safetensors(path, map_location)[0]
     if zipped(path) and not is_whole(path):
-        raise _broken(path, 'its zip entries do not match their checksums')
+        raise _broken(path, 'its entries differ from their checksums, or it is no zip file of PyTorch')
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # bytes may ask for anything
-        raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        if zipped(path) or isinstance(error, PermissionError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # bytes may ask for anything
+        if isinstance(error, OSError) and error.errno is not None:  # such as a lack of permission
             raise
-        raise _broken(path, error) from error
+        raise _refusal(path, error) from error
 
 
 @contextmanager
@@ -120,9 +113,7 @@ def read_safetensors(path: str | Path, map_location: Any = None) -> tuple[dict[s
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except SafetensorError as error:
-        if _head(path) == LFS:
-            raise ValueError(_refusal(path, '')) from error
-        raise _broken(path, error) from error
+        raise (_refusal if _head(path) == LFS else _broken)(path, error) from error
     noted = metadata.pop(DIGESTS, None)
     if noted is not None:
         _compare(path, noted, _digests(tensors, metadata))
@@ -164,22 +155,35 @@ def find_in_folder(folder: Path) -> Path | None:
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
-def shards_of(index: Path) -> list[str]:
-    """The files that an index of Hugging Face's names."""
+def shards_of(index: Path) -> dict[str, list[str]]:
+    """The files that an index of Hugging Face's names, with the names of the tensors in each.
+
+    Raises:
+        ValueError: If it is no index, or names a file outside its folder.
+    """
+    shards: dict[str, list[str]] = {}
     try:
-        return sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
-    except (ValueError, KeyError, TypeError) as error:
+        for tensor, file in json.loads(index.read_text(encoding='utf-8'))['weight_map'].items():
+            shards.setdefault(file, []).append(tensor)
+        outside = [file for file in shards if Path(file).name != file or file.endswith('.index.json')]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f'{index} is no index of a checkpoint in several files: copy it again. ({error!r})') from error
+    if outside:
+        raise ValueError(f'{index} names a file outside its folder, or another index, {outside[0]}: refused.')
+    return shards
 
 
-def _read_shards(index: Path, map_location: Any) -> dict[str, torch.Tensor]:
+def _read_shards(index: Path, map_location: Any) -> dict[str, Tensor]:
     weights = {}
-    for name in shards_of(index):
-        if Path(name).name != name:
-            raise ValueError(f'{index} names a file outside its folder, {name}: refused.')
-        if not (index.parent / name).is_file():
-            raise FileNotFoundError(f'{index.parent / name} is not there, and {index.name} names it: copy all of the files.')
-        weights.update(read_file(index.parent / name, map_location))
+    for file, names in sorted(shards_of(index).items()):
+        path = index.parent / file
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} is not there, and {index.name} names it: copy all of the files.')
+        part = read_file(path, map_location)
+        absent = [name for name in names if name not in part] if isinstance(part, dict) else names
+        if absent:
+            raise ValueError(f'{path} lacks {absent[0]}, which {index.name} says is in it: copy all of the files again.')
+        weights.update(part)
     return weights
 
 
@@ -202,14 +206,19 @@ def _broken(path: Path, error: object) -> ValueError:
     )
 
 
-def _refusal(path: Path, message: str) -> str:
-    head = _head(path)
+def _refusal(path: Path, error: Exception) -> ValueError:
+    head, message = _head(path), str(error)
     if head == LFS:
-        return f'{path} is a pointer of Git LFS, not the file: run git lfs pull where it comes from.'
-    asked = re.search(r'(?:GLOBAL|global) ([\w.]+\.[\w.]+)', message)
-    if asked is None:
-        return f'{path} is no checkpoint: it begins with {head[:12]!r}.'
-    return (
-        f'{path} asks for {asked.group(1)}, which is code and no weights: refused, nothing was run. If the file is yours, '
-        f'save its state dict alone: torch.save(dict(state_dict=model.state_dict()), path).'
-    )
+        return ValueError(f'{path} is a pointer of Git LFS, not the file: run git lfs pull where it comes from.')
+    asked = re.search(r'(?:GLOBAL|global) ([\w.]+)', message)
+    if asked is not None:
+        return ValueError(
+            f'{path} asks for {asked.group(1)}, which is code and no weights: refused, nothing was run. If the file is '
+            f'yours, save its state dict alone: torch.save(dict(state_dict=model.state_dict()), path).'
+        )
+    if zipped(path):  # and undamaged: it was written so
+        told = re.split(r'\.\s|\n', message.rpartition('WeightsUnpickler error:')[2].strip())[0] or type(error).__name__
+        return ValueError(f'{path} holds what is not read from a checkpoint: {told}. Save tensors and plain values alone.')
+    if isinstance(error, (RuntimeError, EOFError, OSError)):
+        return _broken(path, error)
+    return ValueError(f'{path} is no checkpoint: it begins with {head[:12]!r}.')

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3
-from mmseg_eomt.weights.format import UNUSED, Format, is_gated
+from mmseg_eomt.weights.format import GRID, UNUSED, Format, is_gated
 from mmseg_eomt.weights.rules import StateDict
+from mmseg_eomt.weights.values import check_kind
 from mmseg_eomt.weights.vit_formats import OWN_VITS, VIT_FORMATS
 
 FORMATS = EOMT_FORMATS + VIT_FORMATS
@@ -115,6 +116,7 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
     if is_own(state_dict):
         weights = from_segmentor(state_dict)
         check_complete(weights, source, OWN)
+        check_floats(weights, source)
         return Pretrained(source, OWN, True, weights)
     known, part, rest = recognise_part(state_dict)
     if known is None:
@@ -126,6 +128,7 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
     check_complete(weights, source, known.name)
+    check_floats(weights, source)
     if known is HF_EOMT_DINOV3 and is_gated(weights):
         raise ValueError(
             f"{source} ({known.name}) has gated MLPs, and Hugging Face's model has one activation for gates and heads, the "
@@ -153,6 +156,17 @@ def check_complete(weights: StateDict, source: str, kind: str) -> None:
     absent = [name for name in needed if name not in weights]
     if absent:
         raise ValueError(f'{source} ({kind}) lacks {len(absent)} weights: {", ".join(absent)}.')
+
+
+def check_floats(weights: StateDict, source: str) -> None:
+    """Make sure that a ViT's weights are floating-point numbers.
+
+    Raises:
+        ValueError: If one is not, with its name.
+    """
+    for name, value in weights.items():
+        if name != GRID and not name.startswith(UNUSED):
+            check_kind(name, value, torch.float32, source)
 
 
 def from_segmentor(state_dict: StateDict) -> StateDict:

@@ -33,7 +33,8 @@ def register_sources() -> None:
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint, a folder of Hugging Face's, or a folder with an adapter in PEFT's format.
 
-    As with the other sources, ``<delta>+<base>`` names an EoMT that was published as differences to a ViT, and that ViT.
+    A path may be written as ``file:///path``. As with the other sources, ``<delta>+<base>`` names an EoMT that was published
+    as differences to a ViT, and that ViT.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -64,13 +65,19 @@ def load_from_hf(filename: str, map_location: Any = None) -> Any:
 
 def split_sum(name: str) -> tuple[str, str | None]:
     """The two sides of ``<delta>+<base>``; a name without a base, or of a file that is there, stays whole."""
-    whole = Path(name).expanduser().exists()
+    whole = local_path(name).exists()
     for place in [match.start() for match in re.finditer(r'\+', name)]:
         delta, base = name[:place], name[place + 1 :]
-        both = base and not whole and Path(delta).expanduser().exists() and Path(base).expanduser().exists()
-        if both or re.match(r'(hf|https?)://', base) or delta.startswith(hub.SCHEME):
+        both = base and not whole and local_path(delta).exists() and local_path(base).exists()
+        if both or re.match(r'(hf|https?|file)://', base) or delta.startswith(hub.SCHEME):
             return delta, base
     return name, None
+
+
+def local_path(name: str) -> Path:
+    """The path that a name without another scheme stands for: itself, or what is behind ``file://``."""
+    address = re.fullmatch(r'file://(?:localhost)?(/.*)', name)
+    return Path(unquote(address.group(1)) if address else name).expanduser()
 
 
 def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
@@ -103,7 +110,7 @@ def _as_checkpoint(loaded: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _local_file(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir() and is_folder(path):
         return path
     path = (find_in_folder(path) or path) if path.is_dir() else path
