@@ -188,7 +188,7 @@ def compare(
         if given[name].shape != own[name].shape and not name.endswith('pos_embed')
     ]
     problems = (
-        absent and f'lacks {len(absent)} of {len(needed)} weights of adapters and trained modules, such as {absent[:3]}',
+        absent and f'lacks {len(absent)} of the {len(needed)} weights of adapters and trained modules, such as {absent[:3]}',
         unknown and f'has {len(unknown)} weights that the model has not, such as {unknown[:3]}',
         other and f'has {len(other)} weights of another shape, such as {"; ".join(sorted(other)[:2])}',
     )
