@@ -14,6 +14,7 @@ from mmseg_eomt.engine import (  # noqa: E402
     MaskAnnealingHook,
     TwoWarmupsPolyLR,
 )
+from mmseg_eomt.engine.compiling import compile_networks  # noqa: E402
 from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
@@ -21,6 +22,7 @@ from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 register_sources()
 load_adapters_or_refuse()
 check_every_run()
+compile_networks()
 explain_empty_datasets()
 find_own_configs()
 
