@@ -15,6 +15,7 @@ from mmseg_eomt.engine import (  # noqa: E402
     TwoWarmupsPolyLR,
 )
 from mmseg_eomt.engine.checkpoints import write_whole_checkpoints  # noqa: E402
+from mmseg_eomt.engine.compiling import compile_networks  # noqa: E402
 from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
@@ -23,6 +24,7 @@ register_sources()
 load_adapters_or_refuse()
 write_whole_checkpoints()
 check_every_run()
+compile_networks()
 explain_empty_datasets()
 find_own_configs()
 

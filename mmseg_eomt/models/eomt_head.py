@@ -129,6 +129,7 @@ class EoMTHead(BaseModule):
         self.register_buffer('attn_mask_probs', torch.ones(num_joint_blocks))
         self.register_load_state_dict_post_hook(EoMTHead._read_mask_probs)
         self.mask_probs = (1.0,) * num_joint_blocks
+        self.masked_blocks = (True,) * num_joint_blocks
 
     def init_weights(self) -> None:
         """Load what the checkpoint in ``init_cfg`` has of it: a ViT's last blocks and norm, or an EoMT's whole head."""
@@ -139,11 +140,15 @@ class EoMTHead(BaseModule):
         else:
             super().init_weights()
 
-    def set_mask_probs(self, probs: Sequence[float]) -> None:
+    def set_mask_probs(self, probs: Sequence[float], first: bool = False) -> None:
         """Set the probability with which each joint block masks a query's attention in training.
+
+        A compiled graph reads the numbers at each step, and keeps a mask in every block that has had one in its run: it is
+        compiled once for all of them.
 
         Args:
             probs: One number from 0 (never) to 1 (always) for each joint block, first to last.
+            first: Whether a run begins with them: a compiled graph has no mask in blocks that begin with 0. Default: False.
 
         Raises:
             ValueError: If there are more or fewer than joint blocks.
@@ -152,10 +157,13 @@ class EoMTHead(BaseModule):
             raise ValueError(f'{self.num_joint_blocks} joint blocks need as many mask probabilities, got {len(probs)}.')
         self.mask_probs = tuple(float(prob) for prob in probs)
         self.attn_mask_probs.copy_(torch.tensor(self.mask_probs))
+        earlier = (False,) * len(probs) if first else self.masked_blocks
+        self.masked_blocks = tuple(prob > 0 or masked for prob, masked in zip(probs, earlier))
 
     def _read_mask_probs(self, *_) -> None:
         # plain numbers beside the buffer, so that a training step does not wait for the device to read them
         self.mask_probs = tuple(self.attn_mask_probs.tolist())
+        self.masked_blocks = tuple(prob > 0 for prob in self.mask_probs)
 
     def forward(self, feats: Features, every_layer: bool = False, masked: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Predict masks and classes.
@@ -179,19 +187,25 @@ class EoMTHead(BaseModule):
         rope = None if rope is None else for_all_tokens(rope, x.shape[1])
 
         predictions = []
-        for block, prob in zip(self.blocks, self.mask_probs):
+        probs = self._probs_of_masks() if self.training or masked else (None,) * self.num_joint_blocks
+        for block, prob in zip(self.blocks, probs):
             query_mask = None
-            inside = (self.training or masked) and prob > 0
-            if self.training or every_layer or inside:
+            if self.training or every_layer or prob is not None:
                 prediction = recomputed(self.with_cp, self._predict_layer, x, grid)
                 if self.training or every_layer:
                     predictions.append(prediction)
-                if inside:
+                if prob is not None:
                     query_mask = self._query_mask(prediction[0].detach(), x.shape[1], grid, prob)
             x = recomputed(self.with_cp, block, x, query_mask, rope)
         predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
+
+    def _probs_of_masks(self) -> list[float | Tensor | None]:
+        """Each joint block's mask probability in a training step; None where it has no mask."""
+        if torch.compiler.is_compiling():  # plain numbers would be constants of the graph
+            return [prob if masked else None for prob, masked in zip(self.attn_mask_probs.unbind(), self.masked_blocks)]
+        return [prob if prob > 0 else None for prob in self.mask_probs]
 
     def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""
@@ -222,7 +236,7 @@ class EoMTHead(BaseModule):
         return self.upscale(self.mask_head(queries), patches), self.class_head(queries)
 
     @torch.no_grad()
-    def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float) -> Tensor:
+    def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float | Tensor) -> Tensor:
         """True where a query may attend, (B, Q, N): to all queries and prefix tokens, and to patches inside its mask."""
         inside = F.interpolate(masks, grid, mode='bilinear').flatten(2) > 0
         inside |= (torch.rand(inside.shape[:2], device=inside.device) >= prob)[..., None]
