@@ -110,6 +110,7 @@ def save_between_steps(runner: Runner) -> None:
         if not isinstance(hook, CheckpointHook) or counts == 1:
             continue
         hook._eomt_counts = unit = counts
+        given = hook.interval, hook.save_begin
         if hook.by_epoch:
             if not isinstance(runner.train_loop, EpochBasedTrainLoop):
                 continue  # it saves at the end alone
@@ -117,7 +118,7 @@ def save_between_steps(runner: Runner) -> None:
         interval, begin = (
             -(-number // unit) * unit if number > 0 else number for number in (hook.interval, hook.save_begin)
         )
-        if (interval, begin) != (hook.interval, hook.save_begin):
+        if (interval, begin) != given:
             what = 'epochs' if hook.by_epoch else 'iterations'
             runner.logger.warning(
                 f'Checkpoints are saved every {interval} {what}, not every {hook.interval}: a step of the optimizer takes '

@@ -270,8 +270,8 @@ class LoRAHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.published_keys and 'meta' not in hook.published_keys:
                 raise ValueError(
-                    f"CheckpointHook's published_keys={list(hook.published_keys)} leaves out 'meta', which notes the adapters "
-                    f'and their base: the published file could not be used. Add it.'
+                    f"CheckpointHook's published_keys={list(hook.published_keys)} lacks 'meta', where adapters and base "
+                    f'are noted: the published file could not be used. Add it.'
                 )
 
     def _report(self, runner: Runner, model: nn.Module, matches: dict[str, list[str]]) -> None:

@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from mmseg_eomt.engine.checks import is_training
+from mmseg_eomt.engine.two_warmups import TwoWarmupsPolyLR
 from mmseg_eomt.weights.files import is_whole
 from mmseg_eomt.whole import is_unfinished
 
@@ -168,6 +169,8 @@ def check_fits_run(runner: Runner, checkpoint: dict) -> None:
     if runner._resume and is_training(runner):
         _check_length(runner, checkpoint['meta'], runner._load_from)
         _check_optimizer(runner, checkpoint['optimizer'], runner._load_from)
+        if isinstance(runner.param_schedulers, list):  # there are others with several optimizers
+            _check_schedules(runner, checkpoint.get('param_schedulers'), runner._load_from)
 
 
 def _check_length(runner: Runner, meta: dict[str, Any], source: str) -> None:
@@ -183,8 +186,8 @@ def _check_length(runner: Runner, meta: dict[str, Any], source: str) -> None:
         )
     elif by_epoch and meta['iter'] != done * len(runner.train_dataloader):
         runner.logger.warning(
-            f'{source} was written within an epoch (iteration {meta["iter"]} with {len(runner.train_dataloader)} per epoch): '
-            f'the epoch is trained from its start.'
+            f'{source} was written within an epoch (at iteration {meta["iter"]}, and an epoch has '
+            f'{len(runner.train_dataloader)}): the epoch is trained from its start.'
         )
 
 
@@ -199,9 +202,9 @@ def _check_optimizer(runner: Runner, saved: Any, source: str) -> None:
     sizes, own_sizes = ([len(group['params']) for group in side] for side in (groups, own))
     if sizes != own_sizes:
         raise ValueError(
-            f'{source} has an optimizer of {sum(sizes)} parameters in {len(sizes)} groups, and the run one of '
-            f'{sum(own_sizes)} in {len(own_sizes)}, or they are grouped otherwise: set optim_wrapper, and what is trained, as '
-            f'in the run to resume, {START_ANEW}.'
+            f'{source} has an optimizer of {sum(sizes)} parameters in {len(sizes)} group(s), and the run one of '
+            f'{sum(own_sizes)} in {len(own_sizes)}, or they are grouped otherwise: set optim_wrapper, and what is trained, '
+            f'as in the run to resume, {START_ANEW}.'
         )
     for number, (group, expected) in enumerate(zip(groups, own)):
         differing = _differing(group, expected)
@@ -245,3 +248,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_schedules(runner: Runner, saved: Any, source: str) -> None:
+    own = [schedule.state_dict() for schedule in runner.param_schedulers]
+    if (
+        not isinstance(saved, list)
+        or not all(isinstance(state, dict) for state in saved)
+        or [state.keys() for state in saved] != [state.keys() for state in own]
+    ):
+        raise ValueError(
+            f'{source} was trained with other learning rate schedules, or does not hold their state: set param_scheduler as '
+            f'in the run to resume, {START_ANEW}.'
+        )
+    for schedule, state, expected in zip(runner.param_schedulers, saved, own):
+        if isinstance(schedule, TwoWarmupsPolyLR):
+            continue  # which refuses other numbers itself
+        for name in ('begin', 'end', 'total_iters', 'power', 'eta_min'):
+            if name in state and _plain(state[name]) != _plain(expected[name]):
+                runner.logger.warning(
+                    f'The learning rate schedule goes on as in the run to resume, with {name}={state[name]}; the config has '
+                    f'{expected[name]}.'
+                )
