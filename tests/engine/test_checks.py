@@ -1,5 +1,7 @@
 """Runs that would go wrong without a word are stopped, or warned of."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ def test_resume_goes_on_with_this_run_where_load_from_is_set(small_config, confi
     assert 'Iter(train) [4/4]' in log
 
 
-def test_resuming_from_a_run_without_adapters_is_refused(small_config, base):
+def test_resuming_from_a_run_without_adapters_is_refused(small_config, base, tmp_path):
+    (tmp_path / 'run').mkdir()
+    shutil.copy(base, tmp_path / 'run')
     with pytest.raises(ValueError, match='leave out --resume'):
         Runner.from_cfg(small_config(lora=True, load_from=base, resume=True)).train()
 
