@@ -1,0 +1,70 @@
+"""Kills runs and damages files, and counts what comes of it; the status is 1 where something is silently wrong or lost.
+
+python tests/faults                              all of it
+python tests/faults kill --cases 60 --seed 0     runs that are killed
+python tests/faults damage --cases 1200          files that are damaged
+python tests/faults damage --seed 0 --case 17    one case again, its files kept
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Command line."""
+    args = parse_args()
+    os.environ['OMP_NUM_THREADS'] = '1'  # sums in one order, whoever else computes
+    sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+    import torch
+
+    torch.set_num_threads(1)
+    failed = False
+    for what in [args.what] if args.what else ['kill', 'damage']:
+        start = time.monotonic()
+        place = Path(tempfile.mkdtemp(prefix=f'faults-{what}-'))
+        failed |= RIGS[what](args, place)
+        print(f'{time.monotonic() - start:.0f} s, seed {args.seed}. Files are in {place}.')
+    sys.exit(failed)
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', nargs='?', choices=list(RIGS), help='one of the two (both)')
+    parser.add_argument('--cases', type=int, help='how many (72 runs, 1200 files)')
+    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn (0)')
+    parser.add_argument('--case', type=int, help='the number of one case, to see it again')
+    parser.add_argument('--workers', type=int, default=2, help='processes at a time (2)')
+    return parser.parse_args()
+
+
+def kill(args: argparse.Namespace, place: Path) -> bool:
+    """Kill runs; whether something must not be."""
+    from faults import kill
+
+    numbers = [args.case] if args.case is not None else range(args.cases or 72)
+    references = kill.prepare(place)
+    work = functools.partial(kill.kill_and_resume, seed=args.seed, place=place, references=references)
+    results = each(work, numbers, args.workers)
+    print(kill.table(results))
+    return any(map(kill.violations, results))
+
+
+def each(work, numbers, workers: int) -> list:
+    """Results of all cases, in order; the processes are forked from this one."""
+    with multiprocessing.get_context('fork').Pool(workers) as pool:
+        return sorted(pool.imap_unordered(work, numbers), key=lambda result: result.number)
+
+
+RIGS = dict(kill=kill)
+
+if __name__ == '__main__':
+    main()
