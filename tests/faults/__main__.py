@@ -58,13 +58,37 @@ def kill(args: argparse.Namespace, place: Path) -> bool:
     return any(map(kill.violations, results))
 
 
-def each(work, numbers, workers: int) -> list:
+def damage(args: argparse.Namespace, place: Path) -> bool:
+    """Damage files; whether something must not be."""
+    from faults import damage, outcomes
+    from faults.artefacts import Store
+
+    store = Store(place / 'store')
+    store.make()
+    if args.case is None:
+        numbers, pairs = range(args.cases or 1200), damage.pairs()
+    else:
+        numbers, pairs = [args.case], damage.pairs_of(args.case, args.seed)
+    damage.EXPECTED.update(each(functools.partial(damage.expect, store=store), pairs, args.workers))
+    work = functools.partial(damage.run_case, seed=args.seed, store=store, place=place, keep=args.case is not None)
+    found = each(work, numbers, args.workers)
+    print(outcomes.table(found, 'damage'))
+    failed = [
+        f'The whole {pair[0]} fails at {pair[1]}: {value["fails"]}'
+        for pair, value in damage.EXPECTED.items()
+        if 'fails' in value
+    ]
+    print('\n'.join(failed))
+    return bool(failed) or any(outcome.verdict in outcomes.BAD for outcome in found)
+
+
+def each(work, items, workers: int) -> list:
     """Results of all cases, in order; the processes are forked from this one."""
     with multiprocessing.get_context('fork').Pool(workers) as pool:
-        return sorted(pool.imap_unordered(work, numbers), key=lambda result: result.number)
+        return pool.map(work, items, chunksize=1)
 
 
-RIGS = dict(kill=kill)
+RIGS = dict(kill=kill, damage=damage)
 
 if __name__ == '__main__':
     main()

@@ -85,3 +85,10 @@ def _read(reader: int, deadline: float) -> tuple[bytes, bool]:
                 return data, False
             data += part
     return data, True
+
+
+def trouble_of(end: End) -> str:
+    """Why a process did not come to its end; empty if it did."""
+    if end.error:
+        return f'{end.error[0]}: {end.error[2][-400:]}'
+    return f'it ended with signal {end.signal}{", having hung" if end.hung else ""}' if end.signal else ''

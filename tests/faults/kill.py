@@ -83,7 +83,7 @@ def kill_and_resume(number: int, seed: int, place: Path, references: dict[str, d
         told, end = _kill(way, draw, config, reference, folder)
         result.told += f'; {told}' + ('' if end.signal else ', ended before')
         if end.error or end.hung:
-            result.lost.append(trouble_of(end))
+            result.lost.append(forks.trouble_of(end))
             return result
         result.kills += bool(end.signal)
         result.half += runs.half_written(work_dir, reference['work_dir'])
@@ -158,20 +158,13 @@ def _resume(config, folder: Path, by_command: bool) -> tuple[str, int | None]:
     if not by_command:
         Path(f'{work_dir}-starts').unlink(missing_ok=True)
         end = forks.run(lambda: runs.train(config), log)
-        return trouble_of(end), runs.last_number(work_dir, 'starts')
+        return forks.trouble_of(end), runs.last_number(work_dir, 'starts')
     before = log.stat().st_size
     process = _command(config, folder)
     status = process.wait(timeout=300)
     text = log.read_bytes()[before:].decode(errors='replace')
     found = re.search(r'resumed epoch: \d+, iter: (\d+)', text)
     return f'status {status}: {text[-400:]}' if status else '', int(found[1]) if found else 0
-
-
-def trouble_of(end: forks.End) -> str:
-    """Why a process did not come to its end; empty if it did."""
-    if end.error:
-        return f'it does not go on: {end.error[0]}: {end.error[2][-400:]}'
-    return f'it ended with signal {end.signal}{", having hung" if end.hung else ""}' if end.signal else ''
 
 
 def table(results: list[Result]) -> str:
