@@ -60,26 +60,31 @@ def kill(args: argparse.Namespace, place: Path) -> bool:
 
 def damage(args: argparse.Namespace, place: Path) -> bool:
     """Damage files; whether something must not be."""
-    from faults import damage, outcomes
+    from faults import damage, outcomes, pictures
     from faults.artefacts import Store
 
     store = Store(place / 'store')
     store.make()
-    if args.case is None:
-        numbers, pairs = range(args.cases or 1200), damage.pairs()
-    else:
-        numbers, pairs = [args.case], damage.pairs_of(args.case, args.seed)
-    damage.EXPECTED.update(each(functools.partial(damage.expect, store=store), pairs, args.workers))
-    work = functools.partial(damage.run_case, seed=args.seed, store=store, place=place, keep=args.case is not None)
-    found = each(work, numbers, args.workers)
-    print(outcomes.table(found, 'damage'))
-    failed = [
-        f'The whole {pair[0]} fails at {pair[1]}: {value["fails"]}'
-        for pair, value in damage.EXPECTED.items()
-        if 'fails' in value
+    numbers = [args.case] if args.case is not None else range(args.cases or 1200)
+    damage.EXPECTED.update(
+        each(functools.partial(damage.expect, store=store), damage.pairs(numbers, args.seed), args.workers)
+    )
+    pictures.EXPECTED.update(each(functools.partial(pictures.expect, store=store), pictures.DOORS, args.workers))
+    failed = [f'The whole {name} fails: {value["fails"]}' for name, value in damage.EXPECTED.items() if 'fails' in value]
+    failed += [
+        f'Whole pictures fail at {name}: {value["fails"]}' for name, value in pictures.EXPECTED.items() if 'fails' in value
     ]
-    print('\n'.join(failed))
+    work = functools.partial(damage_one, seed=args.seed, store=store, place=place, keep=args.case is not None)
+    found = each(work, numbers, args.workers)
+    print(outcomes.table(found), *failed, sep='\n')
     return bool(failed) or any(outcome.verdict in outcomes.BAD for outcome in found)
+
+
+def damage_one(number: int, **options):
+    """One case: every fourth is of pictures."""
+    from faults import damage, pictures
+
+    return (damage if number % 4 else pictures).run_case(number, **options)
 
 
 def each(work, items, workers: int) -> list:

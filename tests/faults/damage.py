@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,11 @@ class Case:
         return f'{self.artefact} at {self.door}: {getattr(self.kind, "__name__", self.kind)} ({self.kind.__doc__ or ""})'
 
 
-def pairs() -> list[tuple[str, str]]:
-    """Every file with every door that it fits."""
-    found = [(artefact, door) for artefact, doors in DOORS.items() for door in doors]
-    return found + [(artefact, BEFORE) for artefact, doors in DOORS.items() if 'resume' in doors]
-
-
-def pairs_of(number: int, seed: int) -> list[tuple[str, str]]:
-    """The file and the door of one case."""
-    case = draw_case(random.Random(f'{seed}-{number}'))
-    return [pair for pair in pairs() if pair[0] == case.artefact and pair[1] in (case.door, BEFORE)]
+def pairs(numbers: Iterable[int], seed: int) -> list[tuple[str, str]]:
+    """The files and doors of some cases."""
+    cases = [draw_case(random.Random(f'{seed}-{number}')) for number in numbers]
+    found = {(case.artefact, case.door) for case in cases}
+    return sorted(found | {(artefact, BEFORE) for artefact, door in found if door == 'resume'})
 
 
 def expect(pair: tuple[str, str], store: Store) -> tuple[tuple[str, str], Outputs]:

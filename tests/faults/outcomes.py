@@ -75,10 +75,10 @@ def same(given: dict[str, Any], expected: dict[str, Any], rounded: bool = False)
     return True
 
 
-def table(outcomes: list[Outcome], title: str) -> str:
+def table(outcomes: list[Outcome]) -> str:
     """The counts, and each violation."""
     counts = Counter(outcome.verdict for outcome in outcomes)
-    lines = ['', f'| {title} | |', '|---|---|', f'| damaged inputs | {len(outcomes)} |']
+    lines = ['', '| damage | |', '|---|---|', f'| damaged inputs | {len(outcomes)} |']
     lines += [f'| {verdict} | {counts[verdict]} |' for verdict in (REFUSED, RIGHT, *BAD)]
     for outcome in outcomes:
         if outcome.verdict in BAD:
