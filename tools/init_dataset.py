@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
@@ -112,6 +112,7 @@ def find_labels(
 ) -> tuple[dict, Any]:
     """Read all pairs and say what they hold: what was seen in each that can be used, and the classes."""
     from mmseg_eomt.data.labels import as_shades, kind_of, make_labels, pack, show, through_palettes, totals
+    from mmseg_eomt.data.smoothing import refuse_smoothed
 
     looks, problems = look_at_all(image_of, mask_of)
     if not looks:
@@ -120,6 +121,8 @@ def find_labels(
     kind = kind_of(list(looks.values()))
     if kind == 'grey':
         looks = as_shades(looks)
+    if not classes:
+        refuse_smoothed(looks, mask_of, kind)
     occurring = totals(looks.values())
     labels = make_labels(list(looks.values()), kind, classes, ignored)
     unknown_of = {name: unknown for name, look in looks.items() if (unknown := labels.unknown(look.values))}
@@ -179,9 +182,12 @@ def parse_args() -> argparse.Namespace:
 
 def look_at_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[dict, list[str]]:
     """What each pair holds, and what is wrong with the others."""
+    from mmseg_eomt.data.files import lost_in_a_list
     from mmseg_eomt.data.labels import look_at
 
     def look(name: str):
+        if lost_in_a_list(name):
+            return f'{image_of[name]}: lists of images lose the blank that {name!r} begins or ends with: rename it'
         try:
             return look_at(image_of[name], mask_of[name])
         except ValueError as error:
@@ -206,8 +212,13 @@ def say_pairs(pairs) -> None:
 
 def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> None:
     """Print sizes, the kind of masks and a table of the classes."""
+    from mmseg_eomt.data.files import describe_turned
+    from mmseg_eomt.data.images import Picture
     from mmseg_eomt.data.labels import IGNORED, show
 
+    turned = [(name, Picture(look.size, look.orientation)) for name, look in looks.items() if look.orientation != 1]
+    if turned:
+        print(f'  {describe_turned(turned)}')
     sizes = Counter(look.size for look in looks.values()).most_common()
     shown = [f'{width}×{height} ({count})' for (height, width), count in sizes[:4]]
     print(f'  sizes: {", ".join(shown)}{f" and {len(sizes) - 4} others" if len(sizes) > 4 else ""}')
@@ -295,12 +306,13 @@ def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
 def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[str], val: list[str]) -> None:
     """Draw some images under their masks, evenly taken from both parts."""
     from mmseg_eomt.data.files import read_mask
+    from mmseg_eomt.data.images import AS_A_RUN
     from mmseg_eomt.pictures import overlay, sheet, with_legend
 
     pictures, titles = [], []
     for title, names in (('train', train), ('val', val)):
         for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
-            image = np.array(ImageOps.exif_transpose(Image.open(image_of[names[i]])).convert('RGB'))
+            image = AS_A_RUN.read(image_of[names[i]])[..., ::-1]
             ids = labels.ids(*read_mask(mask_of[names[i]]))
             present = [k for k in range(len(labels.classes)) if (ids == k).any()]
             pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))
