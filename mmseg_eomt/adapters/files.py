@@ -13,6 +13,7 @@ from mmseg_eomt.adapters.checkpoint import KEY, UNKNOWN_BASE, check_note, check_
 from mmseg_eomt.adapters.config import as_values, changes_base, draws_base_change, from_values, import_peft
 from mmseg_eomt.adapters.inject import settle
 from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_wrapper, plain_name, tuner_layers
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
 PREFIX = 'base_model.model.'  # of every name in PEFT's format
@@ -116,6 +117,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         ValueError: If it was trained on other base weights.
     """
     checkpoint = read_folder(folder)
+    check_noted(noted_arch(checkpoint), arch_of(model), str(folder))
     given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
     present = getattr(model, 'peft_config', {})
     if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):

@@ -12,21 +12,24 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, take
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 from mmseg_eomt.patching import patch
 from mmseg_eomt.weights.fit import fit_checkpoint
 
 _TAG = 'mmseg_eomt.adapter'
 _MERGED = 'mmseg_eomt.merged'
 _SOURCE = 'mmseg_eomt.source'
+_ARCH = 'mmseg_eomt.arch'
 _caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'init_cfg', or whoever loads a checkpoint by hand
 _starting = contextvars.ContextVar('starting', default=False)  # whether it loads what training starts from
 
 
 def tagged(checkpoint, source: str = ''):
-    """The checkpoint, with its note of adapters and its source where the loader of its weights sees them."""
+    """The checkpoint, with its notes of adapters and arch and its source where the loader of its weights sees them."""
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         return checkpoint
     tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
+    tags[_ARCH] = noted_arch(checkpoint)
     weights = OrderedDict(checkpoint['state_dict'])
     weights._metadata = {**getattr(checkpoint['state_dict'], '_metadata', {}), **tags}
     checkpoint['state_dict'] = weights
@@ -58,6 +61,7 @@ def _knowing_adapters(load: Callable) -> Callable:
         tags = getattr(state_dict, '_metadata', {})
         given, model = tags.get(_TAG), unwrapped(module)
         adapters = [name for name in state_dict if is_adapter(name)]
+        check_noted(tags.get(_ARCH), arch_of(model), tags.get(_SOURCE) or 'The checkpoint')
         if given is not None and _caller.get() is None:
             state_dict = take(model, given, state_dict)
         elif _caller.get() == 'init_cfg' and (given is not None or adapters):

@@ -8,6 +8,7 @@ from mmseg_eomt.adapters.base import pretrained_sources
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checks import prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.engine.model_note import ModelNoteHook
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.patching import patch
@@ -27,6 +28,8 @@ def _checked(call: Callable) -> Callable:
             modules = list(segmentor_of(self).modules())
             if any(isinstance(module, (EoMTViT, EoMTHead)) for module in modules):
                 (prepare_run if fn_name == 'before_run' else warn_of_the_start)(self)
+                if not any(isinstance(hook, ModelNoteHook) for hook in self.hooks):
+                    self.register_hook(ModelNoteHook())
         call(self, fn_name, **kwargs)
 
     return call_hook
