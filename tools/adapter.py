@@ -47,10 +47,11 @@ def info(checkpoint: str) -> None:
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
     from mmseg_eomt.adapters import save_adapter
+    from mmseg_eomt.models.arch import KEY
 
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)
-    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta') if name in loaded.get('meta', {})}
+    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta', KEY) if name in loaded.get('meta', {})}
     save_adapter(model, folder, base=given['base'], meta=known)
     size = sum(path.stat().st_size for path in Path(folder).glob('adapter_*'))
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')

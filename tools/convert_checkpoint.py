@@ -24,7 +24,7 @@ def convert(args: argparse.Namespace) -> None:
     from mmengine.runner import CheckpointLoader
     from safetensors.torch import save_file
 
-    from mmseg_eomt.models.arch import get_arch
+    from mmseg_eomt.models.arch import KEY, check_noted, get_arch, noted_arch
     from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
     from mmseg_eomt.weights.read import understand
 
@@ -34,11 +34,12 @@ def convert(args: argparse.Namespace) -> None:
     loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
     found = understand(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
-    meta = {name: known[name] for name in ('dataset_meta',) if name in known}
+    meta = {name: known[name] for name in ('dataset_meta', KEY) if name in known}
     target.parent.mkdir(parents=True, exist_ok=True)
     if args.to == 'hf':
         classes = meta.get('dataset_meta', {}).get('classes')
         arch = get_arch(Config.fromfile(args.config).model.backbone.arch) if args.config else None
+        check_noted(noted_arch(loaded), arch, args.src)
         config, weights = to_hugging_face(found, arch, args.img_size, classes)
         target.mkdir()
         (target / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')

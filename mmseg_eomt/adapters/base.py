@@ -13,6 +13,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 from mmseg_eomt.weights.fit import fit_checkpoint, load_fitted
 
 ROUNDING = 1e-5  # of a tensor's norm
@@ -249,6 +250,7 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{checkpoint} is not there. {_CURE}') from error
+    check_noted(noted_arch(loaded), arch_of(model), checkpoint)
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
     load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint))

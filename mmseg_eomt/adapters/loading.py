@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, take, weights_of
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 from mmseg_eomt.patching import patch
 from mmseg_eomt.weights.files import naming
 from mmseg_eomt.weights.fit import fit_checkpoint, is_fitted
@@ -23,14 +24,16 @@ from mmseg_eomt.weights.values import check_kinds, check_optimizer
 _TAG = 'mmseg_eomt.adapter'
 _MERGED = 'mmseg_eomt.merged'
 _SOURCE = 'mmseg_eomt.source'
+_ARCH = 'mmseg_eomt.arch'
 _caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'resume', 'init_cfg'; None for one who loads by hand
 _source = contextvars.ContextVar('source', default='The checkpoint')  # the file that is being loaded, where it is known
 _starting = contextvars.ContextVar('starting', default=False)  # whether it loads what training starts from
 
 
 def tagged(checkpoint: dict[str, Any], source: str = '') -> dict[str, Any]:
-    """The checkpoint, with its note of adapters and its source where the loader of its weights sees them."""
+    """The checkpoint, with its notes of adapters and arch and its source where the loader of its weights sees them."""
     tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
+    tags[_ARCH] = noted_arch(checkpoint)
     given = weights_of(checkpoint)
     weights = OrderedDict(given)
     weights._metadata = {**getattr(given, '_metadata', {}), **tags}
@@ -74,6 +77,7 @@ def _taken(module: nn.Module, state_dict: dict[str, Tensor], source: str) -> dic
     tags = getattr(state_dict, '_metadata', {})
     given, model = tags.get(_TAG), unwrapped(module)
     adapters = [name for name in state_dict if is_adapter(name)]
+    check_noted(tags.get(_ARCH), arch_of(model), source)
     if given is not None and _caller.get() is None:
         return take(model, given, state_dict)
     if _caller.get() == 'init_cfg' and (given is not None or adapters):

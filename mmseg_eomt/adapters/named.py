@@ -14,6 +14,7 @@ from mmseg_eomt.adapters.inject import settle
 from mmseg_eomt.adapters.names import adapter_names, tuner_layers
 from mmseg_eomt.adapters.note import KEY
 from mmseg_eomt.adapters.undo import unchanged_on_error
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -39,6 +40,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     """
     source = str(folder)
     checkpoint = read_folder(folder)
+    check_noted(noted_arch(checkpoint), arch_of(model), source)
     given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
     present = getattr(model, 'peft_config', {})
     if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):

@@ -36,6 +36,7 @@ from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.resume import check_resumable
+from mmseg_eomt.models.arch import KEY as ARCH
 from mmseg_eomt.weights.fit import load_fitted
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
@@ -371,7 +372,7 @@ class _SaveTrained(Hook):
             meta[KEY] = note(config, owner.trainable_modules, owner.base, complete, owner.base_precision)
         if owner.save_adapter:
             folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
-            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta') if name in meta}
+            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH) if name in meta}
             save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
         for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
             for name in dropped if key in checkpoint else ():
