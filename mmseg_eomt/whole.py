@@ -57,6 +57,22 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             raise
 
 
+def check_writable(folder: str | Path) -> None:
+    """Make sure, before long work, that files can be written to a folder; it need not exist yet, and nothing is left there.
+
+    Raises:
+        OSError: If not, with the folder and what is in the way.
+    """
+    place = folder = Path(folder)
+    try:
+        while not (place.exists() or place.is_symlink()):
+            place = place.parent
+        with tempfile.TemporaryDirectory(prefix=f'.check{MARK}', dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f'{folder} cannot be written to ({place}: {error.strerror}): give another place.') from error
+
+
 def _to_disk(path: Path) -> None:
     """Have the content on the disk before the name is: a power cut could otherwise leave an empty file of that name."""
     with path.open('rb') as file:
