@@ -64,6 +64,7 @@ def merge(config: str, checkpoint: str, out: str) -> None:
     from mmseg_eomt.adapters import merge as merge_adapters
     from mmseg_eomt.adapters.checkpoint import KEY
     from mmseg_eomt.adapters.names import tuner_layers
+    from mmseg_eomt.whole import whole_file
 
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
@@ -73,8 +74,8 @@ def merge(config: str, checkpoint: str, out: str) -> None:
         merge_adapters(model)
     meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
     meta.setdefault('dataset_meta', model.dataset_meta)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=dict(meta, merged=True), state_dict=model.state_dict()), out)
+    with whole_file(out) as new:
+        torch.save(dict(meta=dict(meta, merged=True), state_dict=model.state_dict()), new)
     print(f'{out}: plain checkpoint, {Path(out).stat().st_size / 1e6:,.1f} MB')
 
 

@@ -144,8 +144,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
             f'{folder} holds files of two adapters: {CONFIG} is not the one that {WEIGHTS} was written with. Export the '
             f'adapter again, or copy both from one folder.'
         )
-    noted = dict(peft=values, trainable_modules=values.pop('modules_to_save', None) or [], base=UNKNOWN_BASE, complete=False)
-    noted.update(base=header.pop('base', UNKNOWN_BASE))
+    trainable = values.pop('modules_to_save', None) or []
+    noted = dict(peft=values, trainable_modules=trainable, base=header.pop('base', UNKNOWN_BASE), complete=False)
     check_types(noted, str(folder))
     return dict(state_dict=weights, meta={**header, KEY: noted})
 

@@ -144,7 +144,21 @@ class DataCheckHook(Hook):
         self.splits = splits
 
     def before_run(self, runner: Runner) -> None:
-        """Check the data of the loops that the runner has built: a test builds its own only."""
+        """Check the data of a training run."""
+        if is_training(runner):
+            self._check(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Check the data where nothing is trained, once the checkpoint is known to fit."""
+        if not is_training(runner):
+            self._check(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        """See :meth:`before_val`."""
+        self._check(runner)
+
+    def _check(self, runner: Runner) -> None:
+        """Look at the data of the loops that the runner has built: a test builds its own only."""
         loops = {split: getattr(runner, f'_{split}_loop') for split in self.splits}
         splits = {split: _files_of_loop(runner, loop) for split, loop in loops.items() if hasattr(loop, 'dataloader')}
         stamp, full = (Path(runner.work_dir) / name for name in (STAMP, PROBLEMS))

@@ -18,6 +18,8 @@ class ModelNoteHook(Hook):
     Every run of an EoMT has it: :mod:`~mmseg_eomt.engine.every_run` registers it.
     """
 
+    priority = 'HIGHEST'  # ahead of the data check, which would name each file
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note what the weights do not tell, in plain values."""
         checkpoint['meta'][KEY] = asdict(arch_of(unwrapped(runner.model)))
