@@ -253,7 +253,7 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
     check_noted(noted_arch(loaded), arch_of(model), checkpoint)
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
-    load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint))
+    load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint), checkpoint)
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

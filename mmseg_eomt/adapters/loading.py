@@ -18,12 +18,11 @@ from mmseg_eomt.adapters.names import is_adapter, tuner_layers
 from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
 from mmseg_eomt.patching import patch
 from mmseg_eomt.weights.files import naming
-from mmseg_eomt.weights.fit import fit_checkpoint, is_fitted
+from mmseg_eomt.weights.fit import SOURCE, fit_checkpoint, is_fitted
 from mmseg_eomt.weights.values import check_kinds, check_optimizer
 
 _TAG = 'mmseg_eomt.adapter'
 _MERGED = 'mmseg_eomt.merged'
-_SOURCE = 'mmseg_eomt.source'
 _ARCH = 'mmseg_eomt.arch'
 _caller = contextvars.ContextVar('caller', default=None)  # 'Runner', 'resume', 'init_cfg'; None for one who loads by hand
 _source = contextvars.ContextVar('source', default='The checkpoint')  # the file that is being loaded, where it is known
@@ -32,7 +31,7 @@ _starting = contextvars.ContextVar('starting', default=False)  # whether it load
 
 def tagged(checkpoint: dict[str, Any], source: str = '') -> dict[str, Any]:
     """The checkpoint, with its notes of adapters and arch and its source where the loader of its weights sees them."""
-    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
+    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), SOURCE: source}
     tags[_ARCH] = noted_arch(checkpoint)
     given = weights_of(checkpoint)
     weights = OrderedDict(given)
@@ -63,7 +62,7 @@ def load_adapters_or_refuse() -> None:
 
 def _knowing_adapters(load: Callable) -> Callable:
     def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
-        source = getattr(state_dict, '_metadata', {}).get(_SOURCE) or _source.get()
+        source = getattr(state_dict, '_metadata', {}).get(SOURCE) or _source.get()
         with naming(source):
             state_dict = state_dict if is_fitted(state_dict) else _taken(module, state_dict, source)
             check_kinds(unwrapped(module), state_dict, source)

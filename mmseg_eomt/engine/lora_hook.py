@@ -247,7 +247,7 @@ class LoRAHook(Hook):
             if not isinstance(hook, EMAHook):
                 hook.after_load_checkpoint(runner, checkpoint)
         weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
-        load_fitted(model, weights)
+        load_fitted(model, weights, runner._load_from)
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 

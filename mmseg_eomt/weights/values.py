@@ -32,8 +32,7 @@ def check_checkpoint(loaded: Any, source: object) -> None:
     for part, weights in wrapped.items():
         check_values(weights, source, '' if part == 'state_dict' else f'{part}.')
     if not wrapped and any(isinstance(value, Tensor) for value in loaded.values()):
-        notes = [name for name, value in loaded.items() if isinstance(value, (str, int, float)) and '.' not in str(name)]
-        check_values({name: value for name, value in loaded.items() if name not in notes}, source)
+        check_values(loaded, source)
 
 
 def check_values(weights: Mapping[str, Any], source: object, part: str = '') -> None:
@@ -82,24 +81,24 @@ def check_optimizer(state: Any, source: object) -> None:
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"{source}: optimizer is a {type(state).__name__}, and an optimizer's state dict belongs there.")
-    for path, value in _parameter_states(state, 'optimizer'):
-        if not isinstance(value, Mapping):
-            raise ValueError(f'{source}: {path} is a {type(value).__name__}, and values by name belong there.')
-        for name, number in value.items():
-            place = f'{path}.{name}'
-            if isinstance(number, float):
-                number = torch.tensor(number)
-            if str(name).startswith(MOMENTS) or isinstance(number, (str, Tensor)):
-                _check_value(place, number, source)
-            if str(name).startswith(MOMENTS):
-                check_kind(place, number, torch.float32, source)
+    for path, values in _parameter_states(state, 'optimizer'):
+        if not isinstance(values, Mapping):
+            raise ValueError(f'{source}: {path} is a {type(values).__name__}, and values by name belong there.')
+        for name, value in values.items():
+            place, is_number = f'{path}.{name}', isinstance(value, (int, float)) and not isinstance(value, bool)
+            value = torch.tensor(value) if is_number else value
+            if str(name).startswith((*MOMENTS, 'step')) or isinstance(value, (str, Tensor)):
+                _check_value(place, value, source)
+            if str(name).startswith(MOMENTS) or (name == 'step' and (value.dtype == torch.bool or value.is_complex())):
+                check_kind(place, value, torch.float32, source)
 
 
 def _parameter_states(state: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     """The states of single parameters, with their places."""
     for key, value in state.items():
-        if key == 'state' and isinstance(value, Mapping):
-            yield from ((f'{path}.state.{index}', part) for index, part in value.items())
+        if key == 'state':
+            known = isinstance(value, Mapping)
+            yield from ((f'{path}.state.{i}', part) for i, part in value.items()) if known else [(f'{path}.state', value)]
         elif isinstance(value, Mapping) and 'state' in value:  # one of several optimizers
             yield from _parameter_states(value, f'{path}.{key}')
 

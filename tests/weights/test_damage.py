@@ -1,11 +1,13 @@
 """Damaged files: no other numbers are read silently, whichever byte was hit."""
 
 import json
+import random
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader, Runner
 from safetensors.torch import load_file, save_file
 
 from mmseg_eomt.weights.files import is_whole, read_file, read_safetensors, write_safetensors
@@ -101,3 +103,55 @@ def test_every_damaged_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
                 read_file(path)
         path.write_bytes(whole)
     assert found > (len(whole) - contents) // 2
+
+
+@pytest.mark.parametrize('damaged', ['a tensor', 'the optimizer', 'the table of contents'])
+def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before(small_config, damaged):
+    changes = {'default_hooks.checkpoint.interval': 1}
+    Runner.from_cfg(small_config(max_iters=2, **changes)).train()
+    config = small_config(max_iters=3, resume=True, **changes)
+    path = Path(config.work_dir) / 'iter_2.pth'
+    checkpoint, data = torch.load(path, weights_only=True), path.read_bytes()
+    moments = checkpoint['optimizer']['state']
+    places = {
+        'a tensor': data.index(checkpoint['state_dict']['decode_head.query_embed.weight'].numpy().tobytes()) + 5,
+        'the optimizer': data.index(moments[max(moments)]['exp_avg'].numpy().tobytes()) + 5,
+        'the table of contents': data.rindex(b'PK\x01\x02') + 24,
+    }
+    flipped(path, places[damaged], 2)
+
+    with pytest.raises(ValueError, match=re.escape(f'{path} (') + r'.*is no whole checkpoint.*damaged'):
+        CheckpointLoader.load_checkpoint(str(path))
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner._load_from.endswith('iter_1.pth')
+    assert runner.iter == 3
+
+
+@pytest.mark.parametrize('kind', ['pth', 'legacy', 'safetensors', 'index'])
+def test_damaged_files_of_others_are_read_or_one_sentence_with_their_name(tmp_path, kind):
+    """Older ``.pth`` files and others' safetensors have no checksums: what stays readable cannot be told from whole ones."""
+    weights, dice = {'norm.weight': torch.ones(8), 'layer.bias': torch.zeros(3, 3)}, random.Random(0)
+    path = tmp_path / ('weights.index.json' if kind == 'index' else f'weights.{kind}')
+    if kind in ('pth', 'legacy'):
+        torch.save(dict(state_dict=weights), path, _use_new_zipfile_serialization=kind == 'pth')
+    else:
+        save_file(weights, tmp_path / 'weights.safetensors')
+    if kind == 'index':
+        path.write_text(json.dumps(dict(weight_map=dict.fromkeys(weights, 'weights.safetensors'))))
+    whole, refused = path.read_bytes(), 0
+    for number in range(60):
+        data, place = bytearray(whole), dice.randrange(len(whole))
+        if number % 3 == 0:
+            data[place:] = b''
+        elif number % 3 == 1:
+            data[place] ^= 1 << dice.randrange(8)
+        else:
+            data[place : place + 9] = dice.randbytes(9)
+        path.write_bytes(data)
+        try:
+            CheckpointLoader.load_checkpoint(str(path), logger='silent')
+        except (ValueError, FileNotFoundError) as error:
+            refused += 1
+            assert str(tmp_path) in str(error), error
+    assert refused > 30
