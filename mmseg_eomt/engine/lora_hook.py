@@ -1,6 +1,5 @@
 """Where a Runner adapts its model."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from mmseg_eomt.adapters.checkpoint import (
     note_of,
     weights_of,
 )
-from mmseg_eomt.adapters.config import changes_base, lora_config, peft_config
+from mmseg_eomt.adapters.config import changes_base
 from mmseg_eomt.adapters.files import check_exportable, save_adapter
 from mmseg_eomt.adapters.inject import inject, modules_trained_whole
 from mmseg_eomt.adapters.merge import merge
@@ -35,11 +34,11 @@ from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_p
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.lora_arguments import ATTENTION_LAYERS, config_maker
 from mmseg_eomt.engine.resume import check_resumable
 from mmseg_eomt.models.arch import KEY as ARCH
 from mmseg_eomt.weights.fit import load_fitted
 
-ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
 TABLE = 'adapters.txt'  # in the work directory
 
 
@@ -105,28 +104,10 @@ class LoRAHook(Hook):
         if base_precision not in PRECISIONS:
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
         if isinstance(trainable_modules, str):
-            raise ValueError(
-                f'trainable_modules is a list of names, got {trainable_modules!r}: write [{trainable_modules!r}].'
-            )
-        fields = dict(peft or {})
-        config_class = fields.pop('type', 'LoraConfig')
-        if isinstance(fields.get('target_modules'), str):  # for whole names
-            fields['expression'] = fields.pop('target_modules')
-        target_modules = fields.pop('target_modules', target_modules)
-        exclude_modules = fields.pop('exclude_modules', exclude_modules)
-        numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
-        given = {name: value for name, value in numbers.items() if value is not None}
-        for name in given.keys() & fields.keys():
-            raise ValueError(f'{name}={given[name]} and peft=dict({name}={fields[name]}): give one of the two.')
-        targets = dict(target_modules=target_modules, exclude_modules=exclude_modules)
-        if config_class == 'LoraConfig':
-            lora = dict(r=16, lora_alpha=32, lora_dropout=0.05)
-            self.make_config = functools.partial(lora_config, **{**lora, **targets, **given, **fields})
-        else:
-            if given:
-                raise ValueError(f"{list(given)} are LoRA's numbers: put those of {config_class} into peft.")
-            self.make_config = functools.partial(peft_config, config_class, **{**targets, **fields})
-        self._warn_unmatched = tuple(target_modules) != ATTENTION_LAYERS
+            raise ValueError(f'trainable_modules is a list of names, got {trainable_modules!r}.')
+        self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft)
+        targets = (peft or {}).get('target_modules', target_modules)
+        self._warn_unmatched = not isinstance(targets, str) and tuple(targets) != ATTENTION_LAYERS
         self.trainable_modules = tuple(trainable_modules)
         self.save = save
         self.save_adapter = save_adapter
