@@ -51,7 +51,9 @@ def kill(args: argparse.Namespace, place: Path) -> bool:
     from faults import kill
 
     numbers = [args.case] if args.case is not None else range(args.cases or 72)
-    references = kill.prepare(place)
+    kill.prepare(place)
+    scenarios = sorted(set(map(kill.scenario_of, numbers)))
+    references = dict(each(functools.partial(kill.refer, place=place), scenarios, args.workers))
     work = functools.partial(kill.kill_and_resume, seed=args.seed, place=place, references=references)
     results = each(work, numbers, args.workers)
     print(kill.table(results))
@@ -61,10 +63,12 @@ def kill(args: argparse.Namespace, place: Path) -> bool:
 def damage(args: argparse.Namespace, place: Path) -> bool:
     """Damage files; whether something must not be."""
     from faults import damage, outcomes, pictures
-    from faults.artefacts import Store
+    from faults.artefacts import RUNS, Store
 
     store = Store(place / 'store')
-    store.make()
+    store.prepare()
+    each(store.train, [name for name in RUNS if name != 'plain'], args.workers)
+    store.finish()
     numbers = [args.case] if args.case is not None else range(args.cases or 1200)
     damage.EXPECTED.update(
         each(functools.partial(damage.expect, store=store), damage.pairs(numbers, args.seed), args.workers)

@@ -23,8 +23,14 @@ from faults import forks
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
-OWN = ('plain.pth', 'averaged.pth', 'slim.pth', 'slim_averaged.pth', 'with_base.pth')  # with their optimizer
-HUGGING_FACE = {'model.safetensors', 'model-00001-of-00002.safetensors'}
+ANNEALED = {'custom_hooks.0.start_iters': [-2, -2], 'custom_hooks.0.end_iters': [-1, -1]}
+RUNS: dict[str, dict[str, Any]] = {
+    'plain': {},
+    'averaged': dict(average=True),
+    'slim': {'lora': True, 'custom_hooks.0.save_adapter': True},
+    'slim_averaged': dict(lora=True, average=True),
+    'with_base': {'lora': True, 'custom_hooks.0.save': 'full'},
+}
 
 
 def make_scenes(folder: Path) -> None:
@@ -54,27 +60,30 @@ class Store:
             )
         return config
 
-    def make(self) -> None:
-        """Train and write all of them."""
+    def prepare(self) -> None:
+        """What the others are made from: images, and a base."""
         make_scenes(self.scenes)
-        annealed = {'custom_hooks.0.start_iters': [-2, -2], 'custom_hooks.0.end_iters': [-1, -1]}
-        average = dict(type='EMAHook', momentum=0.1)
-        self._train('plain', annealed)
-        self._train('averaged', annealed, average)
-        lora = dict(lora=True, load_from=str(self.place / 'plain.pth'))
-        self._train('slim', {**lora, 'custom_hooks.0.save_adapter': True})
-        self._train('slim_averaged', lora, average)
-        self._train('with_base', {**lora, 'custom_hooks.0.save': 'full'})
-        shutil.copytree(self.place / 'runs' / 'slim' / 'adapters' / 'iter_4', self.place / 'adapter')
-        self._made(lambda: self._merge())
-        write_public(self.place)
+        self.train('plain')
 
-    def _train(self, name: str, changes: dict, *hooks: dict) -> None:
+    def train(self, name: str) -> None:
+        """One of the runs: its last checkpoint is NAME.pth."""
+        changes = dict(RUNS[name])
+        average = changes.pop('average', False)
+        if changes.get('lora'):
+            changes['load_from'] = str(self.place / 'plain.pth')
+        else:
+            changes.update(ANNEALED)
         usual = {'default_hooks.checkpoint.interval': 2, 'train_cfg.val_interval': 5}
         config = self.config(self.place / 'runs' / name, **{**usual, **changes})
-        config.custom_hooks += list(hooks)
+        config.custom_hooks += [dict(type='EMAHook', momentum=0.1)] * average
         self._made(lambda: Runner.from_cfg(config).train() and None)
         shutil.copy(Path(config.work_dir) / 'iter_4.pth', self.place / f'{name}.pth')
+
+    def finish(self) -> None:
+        """What is made from the runs, and files in public layouts."""
+        shutil.copytree(self.place / 'runs' / 'slim' / 'adapters' / 'iter_4', self.place / 'adapter')
+        self._made(self._merge)
+        write_public(self.place)
 
     def _merge(self) -> None:
         config = self.place / 'lora.py'

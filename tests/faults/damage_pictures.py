@@ -174,7 +174,7 @@ def opaque(path: Path, draw: random.Random) -> None:
 BYTES: tuple[Kind, ...] = (*damage_bytes.LOST, *damage_bytes.WITHIN)
 IMAGES: tuple[Kind, ...] = (*[resized, lying, fractions, compressed, broken_jpeg, animation, gigantic] * 2, *BYTES)
 MASKS: tuple[Kind, ...] = (
-    *[resized, lying, upside_down, fractions, with_loss, broken_jpeg, gigantic, animation],
+    *[resized, lying, upside_down, fractions, with_loss, broken_jpeg, gigantic],
     *[unknown_id, unknown_id, negative_id, large_id, colours, three_channels, photograph],
     *BYTES,
 )

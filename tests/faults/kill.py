@@ -13,6 +13,7 @@ from conftest import ROOT, make_config
 from mmengine.runner import Runner
 
 from faults import forks, runs
+from faults.artefacts import make_scenes
 
 WAYS = ('files', 'time', 'files', 'evaluation', 'files', 'time', 'command line')
 
@@ -38,24 +39,28 @@ class Result:
     half: list[str] = field(default_factory=list)
 
 
-def prepare(place: Path, scenarios: tuple[str, ...] = tuple(runs.SCENARIOS)) -> dict[str, dict]:
-    """Made data, a base, and the uninterrupted run of each scenario with its moments and its duration."""
-    command = [sys.executable, 'tools/make_street_scenes.py', place / 'scenes']
-    sizes = ['--train', '4', '--val', '2', '--height', '64', '--width', '128']
-    subprocess.run([*command, *sizes], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def prepare(place: Path) -> None:
+    """Make data, and a base."""
+    make_scenes(place / 'scenes')
     # its iteration is past the end of the runs, which must not be taken for the one to go on from
     base = make_config(place / 'scenes', place / 'base', max_iters=runs.MAX_ITERS + 2)
     _finish(lambda: Runner.from_cfg(base).train() and None, place / 'base.log')
     (place / 'base' / f'iter_{runs.MAX_ITERS + 2}.pth').rename(place / 'base.pth')
-    found = {}
-    for number, scenario in enumerate(scenarios):
-        start = time.monotonic()
-        work_dir = place / f'reference_{number}' / 'run'
-        work_dir.parent.mkdir()
-        config = runs.config_of(scenario, place / 'scenes', place / 'base.pth', work_dir, resume=False)
-        found[scenario] = _finish(lambda: runs.train(config), work_dir.parent / 'log.txt')  # noqa: B023  called at once
-        found[scenario].update(work_dir=work_dir, seconds=time.monotonic() - start)
-    return found
+
+
+def scenario_of(number: int) -> str:
+    """What is trained in a case."""
+    return list(runs.SCENARIOS)[number % len(runs.SCENARIOS)]
+
+
+def refer(scenario: str, place: Path) -> tuple[str, dict]:
+    """The uninterrupted run of a scenario, with its moments and its duration."""
+    start = time.monotonic()
+    work_dir = place / f'reference_{list(runs.SCENARIOS).index(scenario)}' / 'run'
+    work_dir.parent.mkdir()
+    config = runs.config_of(scenario, place / 'scenes', place / 'base.pth', work_dir, resume=False)
+    found = _finish(lambda: runs.train(config), work_dir.parent / 'log.txt')
+    return scenario, dict(found, work_dir=work_dir, seconds=time.monotonic() - start)
 
 
 def _finish(work, log: Path):
@@ -68,7 +73,7 @@ def _finish(work, log: Path):
 def kill_and_resume(number: int, seed: int, place: Path, references: dict[str, dict]) -> Result:
     """One case: kill a run once or twice, resume it to its end, compare."""
     draw = random.Random(f'{seed}-{number}')
-    scenario = list(references)[number % len(references)]
+    scenario = scenario_of(number)
     reference = references[scenario]
     folder = place / f'case_{number}'
     folder.mkdir()

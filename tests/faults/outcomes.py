@@ -1,5 +1,6 @@
 """What came of a damaged file, and whether that may be."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,14 @@ def judge(end: End, name: str, canary: Path, expected: list[dict[str, Any]], har
         return (RIGHT, '') if any(same(end.value, outputs, rounded) for outputs in expected) else (OTHER, '')
     kind, kinds, message, trace = end.error
     if OURS.isdisjoint(kinds) or name not in message or 'weights_only' in message:
-        return BARE, f'{kind}: {message[:300]}\n{"".join(trace.splitlines(True)[-8:])}'
+        return BARE, f'{kind}: {message[:300]!r} at {last_place(trace)}'
     return (WRONGLY, f'{kind}: {message[:300]}') if harmless else (REFUSED, '')
+
+
+def last_place(trace: str) -> str:
+    """File and line of the plugin that a traceback was last in; the commands of `tools` only pass errors on."""
+    places = re.findall(r'File "[^"]*/(mmseg_eomt/[^"]+)", line (\d+)', trace)
+    return ':'.join(places[-1]) if places else 'no line of the plugin'
 
 
 def same(given: dict[str, Any], expected: dict[str, Any], rounded: bool = False) -> bool:

@@ -101,7 +101,7 @@ def with_init_dataset(store: Store, folder: Path, work: Path) -> Outputs:
     file = work / 'own.py'
     names = work / 'classes.txt'
     names.write_text('\n'.join(CityscapesDataset.METAINFO['classes']) + '\n')
-    options = ['--classes', names, '--out', file, '--base', 'eomt_tiny_cityscapes.py']
+    options = ['--classes', names, '--ignore', 255, '--out', file, '--base', 'eomt_tiny_cityscapes.py']
     tool('init_dataset.py', folder / 'images', folder / 'masks', *options)
     config = Config.fromfile(file)
     found = dict(classes=list(config.classes))
