@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
+from mmseg.utils import register_all_modules
 
 from faults import damage_bytes, damage_pictures, forks
 from faults.artefacts import Store, tool
@@ -103,6 +104,7 @@ def with_init_dataset(store: Store, folder: Path, work: Path) -> Outputs:
     names.write_text('\n'.join(CityscapesDataset.METAINFO['classes']) + '\n')
     options = ['--classes', names, '--ignore', 255, '--out', file, '--base', 'eomt_tiny_cityscapes.py']
     tool('init_dataset.py', folder / 'images', folder / 'masks', *options)
+    register_all_modules()
     config = Config.fromfile(file)
     found = dict(classes=list(config.classes))
     for split in ('train', 'val'):
