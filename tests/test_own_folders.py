@@ -205,3 +205,14 @@ def test_an_error_half_way_leaves_the_earlier_masks_with_their_config(init_datas
     monkeypatch.setattr(Image.Image, 'save', fails_at_the_second_mask)
     assert 'no space left' in init_dataset(images, masks, '--classes', 'classes.txt', '--force', check=False)
     assert before == {path: path.read_bytes() for path in files_in(tmp_path)}
+
+
+def test_an_error_is_not_blamed_on_a_folder_whose_images_are_linked(tmp_path):
+    images, masks = made(tmp_path / 'disk', {'1': ids(0)})
+    for name, target in (('images', images), ('masks', masks)):
+        (tmp_path / name).mkdir()
+        linked(tmp_path / name, 'train', target)
+    prefix = dict(img_path='images', seg_map_path='masks')
+    dataset = dict(type='BaseSegDataset', data_root=str(tmp_path), data_prefix=prefix, pipeline=[], _scope_='mmseg')
+    with pytest.raises(ValueError, match='batch_size should be a positive integer'):
+        Runner.build_dataloader(dict(dataset=dataset, sampler=dict(type='DefaultSampler', _scope_='mmengine'), batch_size=0))
