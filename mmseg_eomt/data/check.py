@@ -22,6 +22,7 @@ from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
 from mmseg_eomt.engine.checks import is_training, segmentor_of
 from mmseg_eomt.whole import whole_file
 
+SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
 CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
 STAMP, NUM_STAMPS = 'data_checked.txt', 12  # in the work directory: a line for each of the last splits that were in order
@@ -115,9 +116,6 @@ def look_at_all(files: list[File], title: str) -> list[tuple[str, Found]]:
     return [(image, one) for image, one in pairs if one.problem or (one.picture and one.picture.orientation != 1)]
 
 
-SPLITS = ('train', 'val', 'test')
-
-
 @HOOKS.register_module()
 class DataCheckHook(Hook):
     """Look at every image and mask that a run will read, before its first iteration: of training, validation or test.
@@ -162,7 +160,7 @@ class DataCheckHook(Hook):
         loops = {split: getattr(runner, f'_{split}_loop') for split in self.splits}
         splits = {split: _files_of_loop(runner, loop) for split, loop in loops.items() if hasattr(loop, 'dataloader')}
         stamp, full = (Path(runner.work_dir) / name for name in (STAMP, PROBLEMS))
-        lines = stamp.read_text(encoding='utf-8').splitlines() if stamp.is_file() else []
+        lines = stamp.read_text(encoding='utf-8', errors='replace').splitlines() if stamp.is_file() else []
         seen = dict(line.partition(' ')[::2] for line in lines)  # digest, and what to say of the split
         problems = []
         for files in splits.values():
