@@ -30,7 +30,7 @@ _starting = contextvars.ContextVar('starting', default=False)  # whether it load
 
 def tagged(checkpoint: dict[str, Any], source: str = '') -> dict[str, Any]:
     """The checkpoint, with its note of adapters and its source where the loader of its weights sees them."""
-    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
+    tags = {_TAG: note_of(checkpoint, source), _MERGED: checkpoint.get('meta', {}).get('merged'), _SOURCE: source}
     given = weights_of(checkpoint)
     weights = OrderedDict(given)
     weights._metadata = {**getattr(given, '_metadata', {}), **tags}
