@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MARK = '.new-'  # in the name of what is not complete yet, after the final name
+MARK = '.new-'  # in the name of what is not complete yet, after the beginning of the final name
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}{MARK}', dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name[:100]}{MARK}', dir=path.parent) as folder:
         new = Path(folder) / path.name
         yield new
         _to_disk(new)
@@ -41,7 +41,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}{MARK}', dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name[:100]}{MARK}', dir=folder.parent) as place:
         new, old = Path(place) / 'new', Path(place) / 'old'
         new.mkdir()
         yield new

@@ -1,7 +1,7 @@
 """Checkpoints with adapters: what is noted in them, what they leave out, and how a model takes them."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
@@ -11,7 +11,15 @@ from mmseg_eomt.adapters.base import differing, named_weights, restore_base
 from mmseg_eomt.adapters.config import as_values, changes_base, differences
 from mmseg_eomt.adapters.config_file import config_for, peft_errors
 from mmseg_eomt.adapters.inject import inject
-from mmseg_eomt.adapters.names import adapter_entries, adapter_names, belongs_to, is_adapter, plain_name, tuner_layers
+from mmseg_eomt.adapters.names import (
+    adapter_entries,
+    adapter_names,
+    belongs_to,
+    is_adapter,
+    plain_name,
+    tuner_layers,
+    within,
+)
 from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types, note
 from mmseg_eomt.adapters.precision import ReducedLinear, quantized_layers
 from mmseg_eomt.adapters.undo import unchanged_on_error
@@ -127,7 +135,12 @@ def brought_by(state_dict: dict[str, Tensor]) -> set[str]:
 
 
 def completed(
-    model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '', new_run: bool = False, source: str = ''
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str = '',
+    new_run: bool = False,
+    source: str = '',
+    modules: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """A checkpoint's weights with what it left out, taken from the adapted model.
 
@@ -140,6 +153,7 @@ def completed(
         new_run: Whether training starts from it: fully trained modules may then be missing in an adapter of PEFT's, or be
             of another shape, and start as they are in the model.
         source: The file, for messages. Default: what the weights are marked with.
+        modules: Those that the file says were trained beside the adapters, also where they are frozen in the model.
 
     Raises:
         RuntimeError: If the checkpoint's weights are not those that the model needs.
@@ -152,7 +166,7 @@ def completed(
         state_dict = from_peft_names(model, state_dict)
     own = {f'{prefix}{name}': value for name, value in model.state_dict().items()}
     adapters = {f'{prefix}{name}' for name in _needed_adapters(model, state_dict, from_peft)}
-    beside = {f'{prefix}{name}' for name in _trained_beside(model)} - adapters
+    beside = {f'{prefix}{name}' for name in _trained_beside(model, modules)} - adapters
     if new_run:
         anew = [name for name in state_dict if name in beside and state_dict[name].shape != own[name].shape]
         if anew:
@@ -210,7 +224,7 @@ def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft:
     if from_peft:
         from mmseg_eomt.adapters.files import names_in_peft
 
-        return set(names_in_peft(model))
+        return set(names_in_peft(model).values())
     others = [
         adapter
         for adapter in getattr(model, 'peft_config', {})
@@ -219,10 +233,15 @@ def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft:
     return {name for name in adapter_entries(model) if not any(belongs_to(name, other) for other in others)}
 
 
-def _trained_beside(model: nn.Module) -> set[str]:
-    """Parameters that train in no adapter, and the statistics of norms beside them."""
-    adapters = set(adapter_names(model))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - adapters
+def _trained_beside(model: nn.Module, modules: Sequence[str]) -> set[str]:
+    """Parameters that train in no adapter, or were trained as the file says, and the statistics of norms beside them."""
+    whole = [name for name, _ in model.named_modules() if name and name.endswith(tuple(modules))]
+    others = {*adapter_names(model), *adapter_entries(model)}
+    trained = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or (within(name, whole) and '.original_module.' not in name)
+    } - others
     parents = {name.rpartition('.')[0] for name in trained}
     return trained | {
         name
@@ -244,10 +263,10 @@ def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor])
         check_note(given, model.peft_config.get('default'), source)
         if not given['complete']:
             check_same_base(model, given, source)
-        return completed(model, state_dict)
+        return completed(model, state_dict, modules=given['trainable_modules'])
     with unchanged_on_error(model):
         adapt(model, given, state_dict, source)
-        return completed(model, state_dict)
+        return completed(model, state_dict, modules=given['trainable_modules'])
 
 
 def check_same_base(model: nn.Module, given: dict[str, Any], source: str = 'The checkpoint') -> None:

@@ -179,12 +179,12 @@ def whole_modules(model: nn.Module) -> list[str]:
 
 
 def names_in_peft(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
-    """The model's name of all that PEFT keeps of an adapter, and PEFT's name of it, without its prefix."""
+    """PEFT's name, without its prefix, of all that it keeps of an adapter, and the model's name; there may be two of one."""
     peft = import_peft()
     state = model.state_dict()
     by_id = {id(value): name for name, value in state.items()}
     saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
-    return {by_id[id(value)]: name for name, value in saved.items() if id(value) in by_id}
+    return {name: by_id[id(value)] for name, value in saved.items() if id(value) in by_id}
 
 
 def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
@@ -193,7 +193,7 @@ def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
     Raises:
         ValueError: If that format has no place for a parameter.
     """
-    names = {name: f'{PREFIX}{new}' for name, new in names_in_peft(model, adapter).items()}
+    names = {name: f'{PREFIX}{new}' for new, name in names_in_peft(model, adapter).items()}
     state = model.state_dict()
     for module in whole_modules(model):
         alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]

@@ -31,7 +31,7 @@ _starting = contextvars.ContextVar('starting', default=False)  # whether it load
 
 def tagged(checkpoint: dict[str, Any], source: str = '') -> dict[str, Any]:
     """The checkpoint, with its notes of adapters and arch and its source where the loader of its weights sees them."""
-    tags = {_TAG: note_of(checkpoint), _MERGED: checkpoint.get('meta', {}).get('merged'), SOURCE: source}
+    tags = {_TAG: note_of(checkpoint, source), _MERGED: checkpoint.get('meta', {}).get('merged'), SOURCE: source}
     tags[_ARCH] = noted_arch(checkpoint)
     given = weights_of(checkpoint)
     weights = OrderedDict(given)

@@ -52,7 +52,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         if name != 'default':
             raise ValueError(f'The model has an adapter {name!r} already: give that of {source} another name.')
         check_note(given, present[name], source)
-        model.load_state_dict(completed(model, weights, source=source))
+        model.load_state_dict(completed(model, weights, source=source, modules=given['trainable_modules']))
         return
     config = config_for(given['peft'], weights, source)
     config.modules_to_save = given['trainable_modules'] or None
@@ -75,8 +75,9 @@ def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], 
         cast_adapter_dtype(model, name)
         settle(model)
     weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-    state = model.state_dict()
-    compare(weights, {new: state[old] for old, new in names_in_peft(model, name).items()}, source)
+    state, names = model.state_dict(), names_in_peft(model, name)
+    needed = {old: new for new, old in names.items()}.values()
+    compare(weights, {new: state[old] for new, old in names.items()}, source, needed)
     with peft_errors(source):
         set_peft_model_state_dict(model, weights, adapter_name=name)
         peft_set_adapter(model, name, inference_mode=config.inference_mode)

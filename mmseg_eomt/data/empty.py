@@ -68,7 +68,7 @@ def _absent(config: dict) -> list[str]:
         listed = root / ann_file
         if not listed.is_file():
             lines.append(f'{listed} (ann_file of {kind.__name__}) is missing')
-        elif not listed.read_text(encoding='utf-8').strip():
+        elif not listed.read_bytes().strip():
             lines.append(f'{listed} (ann_file of {kind.__name__}) lists no image')
     else:
         folder = root / (prefixes.get('img_path') or '')

@@ -190,7 +190,7 @@ class LoRAHook(Hook):
             brought = brought_by(weights_of(checkpoint))
             if training:
                 brought |= {name for name, _ in model.named_parameters() if within(name, whole)}
-            restore_base(model, self.base, brought)
+            restore_base(model, self.base, brought, runner._load_from)
             return
         if not training or (runner._resume and checkpoint is not None):
             return  # the checkpoint brings all of it
