@@ -66,6 +66,8 @@ class _DeletingLater:
 
 def _deleting_last(save: Callable) -> Callable:
     def save_and_delete(self: CheckpointHook, runner: Runner, *args, **kwargs) -> None:
+        if not hasattr(self, 'file_backend'):  # nothing has been trained, and so nothing was written
+            return save(self, runner, *args, **kwargs)
         backend, self.file_backend = self.file_backend, _DeletingLater(self.file_backend)
         try:
             save(self, runner, *args, **kwargs)

@@ -25,7 +25,7 @@ def test_resuming_from_a_run_without_adapters_is_refused(small_config, base, tmp
     (tmp_path / 'run').mkdir()
     shutil.copy(base, tmp_path / 'run')
     with pytest.raises(ValueError, match='leave out --resume'):
-        Runner.from_cfg(small_config(lora=True, load_from=base, resume=True)).train()
+        Runner.from_cfg(small_config(lora=True, resume=True)).train()
 
 
 @pytest.mark.parametrize('lora', [False, True], ids=['full', 'lora'])

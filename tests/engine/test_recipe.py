@@ -177,15 +177,15 @@ def test_a_run_follows_the_schedule_and_a_resumed_one_goes_on(lora, small_config
     shares = [share for share in (0, 0, 0.5, 1, (2 / 3) ** 0.9, (1 / 3) ** 0.9) for _ in range(2)]  # two iterations a step
     assert [rate / max(logged) for rate in logged] == pytest.approx(shares)
 
-    resumed = Runner.from_cfg(small_config(lora=lora, max_iters=12, name='again', **recipe))
-    resumed._load_from, resumed._resume = f'{whole.work_dir}/iter_6.pth', True
+    resumed = Runner.from_cfg(small_config(lora=lora, max_iters=12, name='whole', resume=True, **recipe))
+    resumed._load_from = f'{whole.work_dir}/iter_6.pth'
     resumed.train()
     assert list(resumed.message_hub.get_scalar('train/lr').data[0])[-6:] == logged[-6:]
     steps = {int(state['step']) for state in resumed.optim_wrapper.optimizer.state_dict()['state'].values()}
     assert steps == {6}
 
-    longer = Runner.from_cfg(small_config(lora=lora, max_iters=24, name='longer', **recipe))
-    longer._load_from, longer._resume = f'{whole.work_dir}/iter_6.pth', True
+    longer = Runner.from_cfg(small_config(lora=lora, max_iters=24, name='whole', resume=True, **recipe))
+    longer._load_from = f'{whole.work_dir}/iter_6.pth'
     with pytest.raises(ValueError, match='had end=12 in its TwoWarmupsPolyLR, here it is 24'):
         longer.train()
 
