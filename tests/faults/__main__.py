@@ -10,10 +10,13 @@ import argparse
 import functools
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -30,8 +33,13 @@ def main() -> None:
     for what in [args.what] if args.what else ['kill', 'damage']:
         start = time.monotonic()
         place = Path(tempfile.mkdtemp(prefix=f'faults-{what}-'))
-        failed |= RIGS[what](args, place)
-        print(f'{time.monotonic() - start:.0f} s, seed {args.seed}. Files are in {place}.')
+        bad = RIGS[what](args, place)
+        print(f'{time.monotonic() - start:.0f} s, seed {args.seed}')
+        if bad or args.case is not None:
+            print(f'Files are in {place}.')
+        else:
+            shutil.rmtree(place)
+        failed |= bad
     sys.exit(failed)
 
 
@@ -84,14 +92,14 @@ def damage(args: argparse.Namespace, place: Path) -> bool:
     return bool(failed) or any(outcome.verdict in outcomes.BAD for outcome in found)
 
 
-def damage_one(number: int, **options):
+def damage_one(number: int, **options: Any) -> Any:
     """One case: every fourth is of pictures."""
     from faults import damage, pictures
 
     return (damage if number % 4 else pictures).run_case(number, **options)
 
 
-def each(work, items, workers: int) -> list:
+def each(work: Callable, items: Iterable, workers: int) -> list:
     """Results of all cases, in order; the processes are forked from this one."""
     with multiprocessing.get_context('fork').Pool(workers) as pool:
         return pool.map(work, items, chunksize=1)

@@ -17,6 +17,8 @@ from conftest import ROOT, make_config
 from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_dinov3
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
 from safetensors.torch import save_file
 
 from faults import forks
@@ -63,7 +65,16 @@ class Store:
     def prepare(self) -> None:
         """What the others are made from: images, and a base."""
         make_scenes(self.scenes)
+        self._made(self._start)
         self.train('plain')
+
+    def _start(self) -> None:
+        """Random weights that predict many classes: labels and scores are to show where a model is another."""
+        register_all_modules()
+        weights = MODELS.build(self.config(self.place).model).state_dict()
+        for name in ('class_head.weight', 'mask_head.4.weight'):
+            weights[f'decode_head.{name}'] *= 50
+        torch.save(dict(state_dict=weights), self.place / 'start.pth')
 
     def train(self, name: str) -> None:
         """One of the runs: its last checkpoint is NAME.pth."""
@@ -72,7 +83,7 @@ class Store:
         if changes.get('lora'):
             changes['load_from'] = str(self.place / 'plain.pth')
         else:
-            changes.update(ANNEALED)
+            changes.update(ANNEALED, load_from=str(self.place / 'start.pth'))
         usual = {'default_hooks.checkpoint.interval': 2, 'train_cfg.val_interval': 5}
         config = self.config(self.place / 'runs' / name, **{**usual, **changes})
         config.custom_hooks += [dict(type='EMAHook', momentum=0.1)] * average

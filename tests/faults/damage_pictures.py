@@ -121,13 +121,6 @@ def photograph(path: Path, draw: random.Random) -> None:
     _write(path, np.frombuffer(draw.randbytes(64 * 128 * 3), np.uint8).reshape(64, 128, 3))
 
 
-def animation(path: Path, draw: random.Random) -> None:
-    """Several pictures in one file."""
-    with Image.open(path) as image:
-        first = image.convert('L')
-    _write(path, first, 'GIF', save_all=True, append_images=[first.point(lambda value: 255 - value)])
-
-
 def gigantic(path: Path, draw: random.Random) -> None:
     """A PNG whose header tells of 100,000 × 100,000 pixels, with few in it."""
     data = bytearray(path.read_bytes())
@@ -172,7 +165,7 @@ def opaque(path: Path, draw: random.Random) -> None:
 
 
 BYTES: tuple[Kind, ...] = (*damage_bytes.LOST, *damage_bytes.WITHIN)
-IMAGES: tuple[Kind, ...] = (*[resized, lying, fractions, compressed, broken_jpeg, animation, gigantic] * 2, *BYTES)
+IMAGES: tuple[Kind, ...] = (*[resized, lying, fractions, compressed, broken_jpeg, gigantic] * 2, *BYTES)
 MASKS: tuple[Kind, ...] = (
     *[resized, lying, upside_down, fractions, with_loss, broken_jpeg, gigantic],
     *[unknown_id, unknown_id, negative_id, large_id, colours, three_channels, photograph],

@@ -189,4 +189,4 @@ def table(results: list[Result]) -> str:
 
 def violations(result: Result) -> list[str]:
     """What must not be."""
-    return result.lost + result.inexact + result.half
+    return list(dict.fromkeys(result.lost + result.inexact + result.half))
