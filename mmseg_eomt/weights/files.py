@@ -64,9 +64,9 @@ def zipped(path: Path) -> bool:
 def is_whole(path: str | Path) -> bool:
     """Whether a checkpoint in PyTorch's zip format is complete and undamaged.
 
-    Every entry of a zip file has a checksum, which PyTorch writes and does not compare. Reading all of them costs about as
-    much as another read of the file. Python's ``zipfile`` passes some damage of the table of contents that PyTorch would
-    read other bytes by: these fields are compared too.
+    Every entry of a zip file has a checksum, which PyTorch writes and does not compare; comparing takes less time than
+    reading the file does. Python's ``zipfile`` passes some damage of the table of contents that makes PyTorch read other
+    bytes: these fields are compared too.
     """
     try:
         with zipfile.ZipFile(path) as file:

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
 from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
 from mmseg_eomt.weights.values import check_checkpoint
+from mmseg_eomt.whole import whole_file
 
 
 def register_sources() -> None:
@@ -77,7 +77,7 @@ def split_sum(name: str) -> tuple[str, str | None]:
 def local_path(name: str) -> Path:
     """The path that a name without another scheme stands for: itself, or what is behind ``file://``."""
     address = re.fullmatch(r'file://(?:localhost)?(/.*)', name)
-    return Path(unquote(address.group(1)) if address else name).expanduser()
+    return Path(os.path.expanduser(unquote(address.group(1)) if address else name))  # Path's raises for unknown users
 
 
 def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
@@ -131,9 +131,7 @@ def _download(url: str) -> Path:
     path = _place_in_cache(url)
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        fetched = Path(folder) / path.name
+    with whole_file(path) as fetched:
         try:
             torch.hub.download_url_to_file(url, str(fetched), progress=os.isatty(2))
         except (OSError, http.client.HTTPException) as error:
@@ -145,7 +143,6 @@ def _download(url: str) -> Path:
             read_file(fetched)
         except ValueError as error:
             raise ValueError(f'What {url} gave was not kept: {str(error).replace(str(fetched), "it")}') from error
-        fetched.replace(path)
     return path
 
 
