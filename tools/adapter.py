@@ -158,7 +158,10 @@ def chosen(values: dict) -> dict:
     """The fields of a described config that are not as PEFT sets them."""
     from mmseg_eomt.adapters.config import as_values, from_values
 
-    usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
+    try:
+        usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
+    except (TypeError, ValueError):  # a later version's method, or one that cannot be without settings
+        usual = {}
     shown = ('peft_type', 'r', 'lora_alpha', 'target_modules')
     hidden = ('inference_mode', 'peft_version', 'exclude_modules', 'auto_mapping')
     return {n: v for n, v in values.items() if n in shown or (v != usual.get(n) and n not in hidden)}
