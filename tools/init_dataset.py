@@ -118,13 +118,13 @@ def find_labels(
     if not looks:
         raise ValueError(f'No pair can be used: {problems[0]}')
     looks = through_palettes(looks)
-    kind = kind_of(list(looks.values()))
+    kind = kind_of({str(mask_of[name]): look for name, look in looks.items()})
     if kind == 'grey':
         looks = as_shades(looks)
     if not classes:
         refuse_smoothed(looks, mask_of, kind)
     occurring = totals(looks.values())
-    labels = make_labels(list(looks.values()), kind, classes, ignored)
+    labels = make_labels({str(mask_of[name]): look for name, look in looks.items()}, kind, classes, ignored)
     unknown_of = {name: unknown for name, look in looks.items() if (unknown := labels.unknown(look.values))}
     if len(unknown_of) > len(looks) / 2 and not skip_bad:
         missing = [f'{show(v, kind)} (in {occurring[v][1]})' for v in occurring if v not in labels.new_ids]

@@ -129,16 +129,20 @@ def packed(mask: np.ndarray, kind: str) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def kind_of(looks: list[Look]) -> str:
-    """What all masks hold.
+def kind_of(looks: dict[str, Look]) -> str:
+    """What all masks, by their path, hold.
 
     Raises:
         ValueError: If some hold ids and others colours.
     """
-    kinds = {look.kind for look in looks}
+    kinds = {look.kind for look in looks.values()}
     if 'ids' in kinds and len(kinds) > 1:
-        counts = {kind: sum(look.kind == kind for look in looks) for kind in kinds}
-        raise ValueError(f'{counts["ids"]} masks hold one channel of ids and the others colours: give masks of one kind.')
+        ids = [path for path, look in looks.items() if look.kind == 'ids']
+        others = [path for path in looks if path not in set(ids)]
+        raise ValueError(
+            f'{len(ids)} masks, such as {ids[0]}, hold one channel of ids, and {len(others)}, such as {others[0]}, colours: '
+            f'give masks of one kind.'
+        )
     return 'colours' if 'colours' in kinds else kinds.pop()
 
 
@@ -158,7 +162,7 @@ def totals(looks: Iterable[Look]) -> Totals:
     return {value: (pixels[value], images[value]) for value in sorted(pixels)}
 
 
-def make_labels(looks: list[Look], kind: str, classes: dict[str, Value] | None, ignored: set[Value]) -> Labels:
+def make_labels(looks: dict[str, Look], kind: str, classes: dict[str, Value] | None, ignored: set[Value]) -> Labels:
     """Decide which value is which class.
 
     With ``classes`` these are the classes, in their order, and other values stay unknown. Without, each value that is not
@@ -167,7 +171,7 @@ def make_labels(looks: list[Look], kind: str, classes: dict[str, Value] | None, 
     where masks hold nothing but these three, and none of them 1 and 255 together.
 
     Args:
-        looks: The masks; grey ones as :func:`as_shades` gives them.
+        looks: The masks by their path; grey ones as :func:`as_shades` gives them.
         kind: ``'ids'``, ``'grey'`` or ``'colours'``.
         classes: Name and value of each class, or None.
         ignored: Values that are not trained on.
@@ -176,19 +180,19 @@ def make_labels(looks: list[Look], kind: str, classes: dict[str, Value] | None, 
         ValueError: If there are fewer than two classes, more than 255, or so many colours that they are none; if an id is
             negative, or no mask has a pixel of a class while a value that is not named covers some.
     """
-    occurring = totals(looks)
+    occurring = totals(looks.values())
     named = {pack(value): i for i, value in enumerate((classes or {}).values())}
     not_trained = {pack(value) for value in ignored}
     whites, usual = set[int](), set[int]()
     if kind != 'colours':
         _refuse_negative(occurring, not_trained)
-        whites = _white_classes(looks, named, not_trained)
+        whites = _white_classes(list(looks.values()), named, not_trained)
         usual = set(WHITES) if 65535 in occurring else {IGNORED}
     if classes:
         new_ids, names = named | {white: named[1] for white in whites}, list(classes)
         if whites and 1 not in occurring:
             del new_ids[1]
-        _refuse_unseen(classes, new_ids, occurring, not_trained, kind)
+        _refuse_unseen(looks, classes, new_ids, not_trained, kind)
     else:
         kept = [value for value in occurring if value not in not_trained and (value in whites or value not in usual)]
         if kind == 'colours' and len(kept) > MAX_COLOURS:
@@ -201,7 +205,7 @@ def make_labels(looks: list[Look], kind: str, classes: dict[str, Value] | None, 
     if not 2 <= len(names) <= IGNORED:
         raise ValueError(f'A dataset needs 2 to {IGNORED} classes (background is one), but these are {len(names)}: {names}.')
     palette = make_palette(len(names))
-    stored = next((look.palette for look in looks if look.palette), None)
+    stored = next((look.palette for look in looks.values() if look.palette), None)
     for value, new in new_ids.items():
         if kind == 'colours':
             palette[new] = unpack(value)
@@ -231,9 +235,10 @@ def _refuse_negative(occurring: Totals, not_trained: set[int]) -> None:
 
 
 def _refuse_unseen(
-    classes: dict[str, Value], new_ids: dict[int, int], occurring: Totals, ignored: set[int], kind: str
+    looks: dict[str, Look], classes: dict[str, Value], new_ids: dict[int, int], ignored: set[int], kind: str
 ) -> None:
     """The masks may have another value for a class that no pixel has: it would be ignored, or its masks be left out."""
+    occurring = totals(looks.values())
     seen = {new_ids.get(value) for value in occurring}
     unseen = [name for i, name in enumerate(classes) if i not in seen]
     unnamed = [value for value in occurring if value not in new_ids and value not in ignored]
@@ -243,10 +248,11 @@ def _refuse_unseen(
     fraction = occurring[value][0] / sum(pixels for pixels, _ in occurring.values())
     given, shown = classes[unseen[0]], show(value, kind)
     of = f'{unseen[0]} ({given if isinstance(given, int) else ",".join(map(str, given))})'
+    path = next(path for path, look in looks.items() if value in look.values)
     others = f' and {len(unseen) - 1} other classes' if len(unseen) > 1 else ''
     raise ValueError(
         f'No mask has a pixel of {of}{others} of --classes, while {shown}, which it does not name, covers {fraction:.2%} '
-        f'of all pixels: if that is {unseen[0]}, give a file of classes with the line "{unseen[0]} {shown}"; if it is not '
+        f'of all pixels (first in {path}): if that is {unseen[0]}, give a file of classes with the line "{unseen[0]} {shown}"; if it is not '
         f'to be trained on, add --ignore {shown}.'
     )
 
