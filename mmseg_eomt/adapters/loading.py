@@ -114,7 +114,10 @@ def _by_resuming(method: Callable) -> Callable:
 def _by_init_cfg(method: Callable) -> Callable:
     def call(self, module: nn.Module) -> None:
         with _called_by('init_cfg', self, self.checkpoint):
-            method(self, module)
+            try:
+                method(self, module)
+            except AssertionError as error:
+                raise ValueError(f'No weights begin with {self.prefix!r}, which prefix of init_cfg asks for.') from error
 
     return call
 

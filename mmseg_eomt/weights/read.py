@@ -178,7 +178,7 @@ def check_form(weights: StateDict, source: str) -> None:
             continue
         if name != GRID:
             check_kind(name, value, torch.float32, source)
-        wanted = 2 if name.endswith('mlp.fc2.weight') else DIMENSIONS.get(name, value.dim())
+        wanted = 2 if name.endswith('mlp.fc2.weight') else DIMENSIONS.get(name, value.dim() or 1)
         if value.dim() != wanted or not value.numel() or (name == GRID and value.shape != (2,)):
             raise ValueError(f'{source}: {name} is of shape {tuple(value.shape)}, and {wanted} dimensions belong there.')
     height, width = weights['patch_embed.proj.weight'].shape[2:]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import Sizes, dinov2_release
+from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_checkpoint
 from mmseg.apis import init_model
@@ -225,3 +226,9 @@ def test_an_error_of_a_state_dict_that_was_read_names_its_file(small_config, bas
     torch.save(checkpoint, tmp_path / 'less.pth')
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / 'less.pth'))):
         load_checkpoint(model, str(tmp_path / 'less.pth'))
+
+
+def test_a_prefix_that_no_weight_has_is_one_sentence(base):
+    module = BaseModule(init_cfg=dict(type='Pretrained', checkpoint=base, prefix='neck'))
+    with pytest.raises(ValueError, match=rf"^{re.escape(base)}: No weights begin with 'neck'"):
+        module.init_weights()
