@@ -252,8 +252,8 @@ def _refuse_unseen(
     others = f' and {len(unseen) - 1} other classes' if len(unseen) > 1 else ''
     raise ValueError(
         f'No mask has a pixel of {of}{others} of --classes, while {shown}, which it does not name, covers {fraction:.2%} '
-        f'of all pixels (first in {path}): if that is {unseen[0]}, give a file of classes with the line "{unseen[0]} {shown}"; if it is not '
-        f'to be trained on, add --ignore {shown}.'
+        f'of all pixels (first in {path}): if that is {unseen[0]}, give a file of classes with the line '
+        f'"{unseen[0]} {shown}"; if it is not to be trained on, add --ignore {shown}.'
     )
 
 
