@@ -1,12 +1,13 @@
 # make demo: train, adapt and evaluate a small model on made data.   make test: run both groups of the test suite.
-# Both make their environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
+# make faults: kill runs, damage files, and count what comes of it.
+# Each makes its environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 MMCV ?= mmcv-lite==2.1.0
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test environments env lint clean
+.PHONY: demo test faults environments env lint clean
 
 demo: env
 	$(VENV)/bin/python tools/demo.py
@@ -14,6 +15,9 @@ demo: env
 test: env
 	$(VENV)/bin/python -m pytest
 	$(VENV)/bin/python -m pytest -m slow
+
+faults: env
+	$(VENV)/bin/python tests/faults
 
 environments:
 	$(PYTHON) tests/environments.py

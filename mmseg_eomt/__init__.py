@@ -6,7 +6,7 @@ compat.apply()
 
 from mmseg_eomt.adapters.loading import load_adapters_or_refuse  # noqa: E402
 from mmseg_eomt.configs import find_own_configs  # noqa: E402
-from mmseg_eomt.data import DataCheckHook, EoMTColorJitter  # noqa: E402
+from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.data.empty import explain_empty_datasets  # noqa: E402
 from mmseg_eomt.engine import (  # noqa: E402
     EoMTOptimWrapperConstructor,
@@ -15,14 +15,16 @@ from mmseg_eomt.engine import (  # noqa: E402
     TwoWarmupsPolyLR,
 )
 from mmseg_eomt.engine.checkpoints import write_whole_checkpoints  # noqa: E402
+from mmseg_eomt.engine.compiling import compile_networks  # noqa: E402
 from mmseg_eomt.engine.every_run import check_every_run  # noqa: E402
-from mmseg_eomt.models import EoMTHead, EoMTViT  # noqa: E402
+from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
 from mmseg_eomt.weights.sources import register_sources  # noqa: E402
 
 register_sources()
 load_adapters_or_refuse()
 write_whole_checkpoints()
 check_every_run()
+compile_networks()
 explain_empty_datasets()
 find_own_configs()
 
@@ -32,6 +34,8 @@ __all__ = [
     'EoMTColorJitter',
     'EoMTHead',
     'EoMTOptimWrapperConstructor',
+    'EoMTResize',
+    'EoMTSegmentor',
     'EoMTViT',
     'LoRAHook',
     'MaskAnnealingHook',

@@ -101,7 +101,8 @@ def _allow_mmengine_globals() -> None:
     """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read mmengine's own checkpoints.
 
     They hold the log history: ``HistoryBuffer``, which pickles its statistics as ``getattr(HistoryBuffer, name)``, and NumPy
-    arrays. Only these are allowed, and ``getattr`` for ``HistoryBuffer`` alone. Goes when mmengine stores plain values.
+    arrays, as do class names and palettes of some datasets. Only these are allowed, arrays of numbers and text, and
+    ``getattr`` for ``HistoryBuffer`` alone. Goes when mmengine stores plain values.
     """
     import numpy as np
     import torch
@@ -113,7 +114,7 @@ def _allow_mmengine_globals() -> None:
         return getattr(owner, name)
 
     core = np._core if hasattr(np, '_core') else np.core
-    dtypes = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    dtypes = {type(np.dtype(kind)) for kind in '?bhilqBHILQefdU'}  # no objects, which would bring anything along
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,

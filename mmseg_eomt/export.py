@@ -5,7 +5,8 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.inference import is_rgb
+from mmseg_eomt.whole import whole_file
 
 OPSET = 18
 DEFAULT_MULTIPLE = 32  # sides of the images for a backbone that does not tell its patch size
@@ -33,7 +35,7 @@ class ImageToScores(nn.Module):
     Shapes: image (B, 3, H, W), float32 RGB from 0 to 255, to scores (B, K, H, W) as the decode head predicts them.
 
     Raises:
-        ValueError: If it is no segmentor, or its adapters cannot be merged.
+        ValueError: If it is no segmentor or evaluated with masked attention, or its adapters cannot be merged.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,6 +43,10 @@ class ImageToScores(nn.Module):
         if not hasattr(model, 'encode_decode'):
             raise ValueError(
                 f'Only a segmentor with encode_decode (EncoderDecoder) is exported, got {type(model).__name__}.'
+            )
+        if (model.test_cfg or {}).get('masked_attention'):
+            raise ValueError(
+                'A graph draws nothing at random, as evaluation does with test_cfg.masked_attention: set it to False.'
             )
         if tuner_layers(model):
             merge(model)
@@ -124,9 +130,26 @@ def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: 
         raise ValueError(f'torch.export cannot follow {parts}. {hint}. ({reason})') from error
 
 
+@contextmanager
+def whole_model(path: str | Path) -> Iterator[Path]:
+    """Write an exported model as a whole (:func:`~.whole.whole_file`), with the weights that ONNX puts beside it.
+
+    They take their place first, and a file that was there before goes before that: at no time does it stand beside weights
+    of another.
+    """
+    with whole_file(path) as new:
+        yield new
+        weights = new.with_name(f'{new.name}.data')
+        if weights.exists():
+            Path(path).unlink(missing_ok=True)
+            with whole_file(f'{path}.data') as new_weights:
+                weights.replace(new_weights)
+
+
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
     """Write a program for :func:`torch.export.load`, with the metadata as its extra file ``metadata.json``."""
-    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(metadata)})
+    with whole_model(path) as new:
+        torch.export.save(program, new, extra_files={'metadata.json': json.dumps(metadata)})
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
@@ -158,8 +181,9 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
             if not isinstance(value.shape[axis], int):
                 value.shape[axis] = name
     exported.model.metadata_props.update(metadata)
-    exported.save(path)
-    onnx.checker.check_model(str(path))
+    with whole_model(path) as new:
+        exported.save(new)
+        onnx.checker.check_model(str(new))
 
 
 def check_onnx_packages() -> None:

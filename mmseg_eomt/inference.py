@@ -44,17 +44,20 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
     config.test_pipeline = copy.deepcopy(dataset['pipeline'])
     model = init_model(config, checkpoint, device=device or get_device())
-    given = model.dataset_meta
-    model.dataset_meta = class_names(dataset) or given
-    if 'palette' in given and list(given['classes']) != list(model.dataset_meta['classes']):
+    trained = {'classes': [], **names_and_colours(model.dataset_meta)}
+    model.dataset_meta = class_names(dataset) or trained
+    names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes
+    if 'palette' in trained and trained['classes'] != names:
         warnings.warn(
-            f"The names of the classes are the config's, {model.dataset_meta['classes']}; the checkpoint was trained with "
-            f'{list(given["classes"])}.',
+            f"The names of the classes are the config's, {names}; the checkpoint was trained with {trained['classes']}.",
             stacklevel=2,
         )
-    names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes
     if len(names) != num_classes:
-        raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {list(names)}.')
+        raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {names}.')
+    if len(model.dataset_meta.setdefault('palette', make_palette(num_classes))) != num_classes:
+        raise ValueError(
+            f'{num_classes} classes need as many colours, but palette has {len(model.dataset_meta["palette"])}.'
+        )
     if tuner_layers(model):
         try:
             merge(model)
@@ -73,13 +76,23 @@ def is_rgb(model: nn.Module) -> bool:
 def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
     """Names and colours of the classes that a dataset's config speaks of, or None if it names none."""
     kind = dataset['type']
-    known = getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, 'METAINFO', {})
-    given = dataset.get('metainfo') or {}
+    known = names_and_colours(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, 'METAINFO', {}))
+    given = names_and_colours(dataset.get('metainfo') or {})
     classes = given.get('classes') or known.get('classes')
     if not classes:
         return None
-    colours = dict(zip(known.get('classes') or (), known.get('palette') or ()))
+    colours = dict(zip(known.get('classes', ()), known.get('palette', ())))
     palette = given.get('palette') or [colours.get(name) for name in classes]  # of some of the dataset's classes, too
     if None in palette:
         palette = make_palette(len(classes))
-    return dict(classes=list(classes), palette=[tuple(colour) for colour in palette])
+    return dict(classes=classes, palette=palette)
+
+
+def names_and_colours(metainfo: dict[str, Any]) -> dict[str, list]:
+    """Classes and palette of a dataset's metainfo as plain lists of strings and of tuples, whatever arrays they are."""
+    found = {}
+    if metainfo.get('classes') is not None:
+        found['classes'] = list(map(str, metainfo['classes']))
+    if metainfo.get('palette') is not None:
+        found['palette'] = [tuple(map(int, colour)) for colour in metainfo['palette']]
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MARK = '.new-'  # in the name of what is not complete yet, after the final name
+MARK = '.new-'  # in the name of what is not complete yet, after the beginning of the final name
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}{MARK}', dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f'.{path.name[:100]}{MARK}', dir=path.parent) as folder:
         new = Path(folder) / path.name
         yield new
         _to_disk(new)
@@ -41,7 +41,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}{MARK}', dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name[:100]}{MARK}', dir=folder.parent) as place:
         new, old = Path(place) / 'new', Path(place) / 'old'
         new.mkdir()
         yield new
@@ -55,6 +55,22 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, folder)
             raise
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make sure, before long work, that files can be written to a folder; it need not exist yet, and nothing is left there.
+
+    Raises:
+        OSError: If not, with the folder and what is in the way.
+    """
+    place = folder = Path(folder)
+    try:
+        while not (place.exists() or place.is_symlink()):
+            place = place.parent
+        with tempfile.TemporaryDirectory(prefix=f'.check{MARK}', dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f'{folder} cannot be written to ({place}: {error.strerror}): give another place.') from error
 
 
 def _to_disk(path: Path) -> None:

@@ -18,6 +18,17 @@ from mmseg_eomt.adapters import merge
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'tests' / 'data'
 RUN_NUMBERS = itertools.count()
+# runs a tool that is killed half through the first file that it writes
+KILLED = """
+import os, runpy, signal, sys, safetensors.torch, torch
+def save(content, path, **kwargs):
+    with open(path, 'wb') as file:
+        file.write(bytes(100))
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = safetensors.torch.save_file = save
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)
 
 

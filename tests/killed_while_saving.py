@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, checkpoint_hook
 from mmseg.registry import HOOKS
 
 
@@ -43,6 +43,18 @@ class KilledWhileDeleting(Hook):
 
     def after_val_epoch(self, runner, metrics: dict) -> None:
         metrics['mIoU'] = runner.iter  # better each time
+
+
+@HOOKS.register_module()
+class KilledBeforeNaming(Hook):
+    """Kill the process when the checkpoint of iteration ``at_iter`` is written, and ``last_checkpoint`` is not yet."""
+
+    def __init__(self, at_iter: int) -> None:
+        self.at_iter = at_iter
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if checkpoint['meta']['iter'] == self.at_iter:
+            checkpoint_hook.open = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 @HOOKS.register_module()

@@ -1,12 +1,16 @@
 """tools/adapter.py as a user runs it."""
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_tool
+from conftest import KILLED, run_tool
 from mmengine.runner import Runner
 from safetensors.torch import load_file
+
+from mmseg_eomt.whole import is_unfinished
 
 
 @pytest.fixture
@@ -51,6 +55,15 @@ def test_diff_tells_what_differs(small_config, lora, base, tmp_path):
     same = run_tool('tools/adapter.py', 'diff', lora, Path(lora).parent / 'adapters' / 'iter_2').stdout
     assert 'tensors differ' not in same
     assert 'equal: ' in same
+
+
+@pytest.mark.slow
+def test_a_merge_that_is_killed_leaves_no_file_of_that_name(lora, config, tmp_path):
+    done = run_tool(
+        sys.executable, '-c', KILLED, 'tools/adapter.py', 'merge', config, lora, tmp_path / 'out.pth', check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert all(is_unfinished(path) for path in tmp_path.rglob('*') if path.is_file())
 
 
 @pytest.mark.slow

@@ -1,12 +1,17 @@
 """tools/convert_checkpoint.py: what it writes is read by the implementation it is for, and predicts the same."""
 
+import signal
+import sys
+
 import pytest
 import torch
-from conftest import reference, relative_error, run_tool
+from conftest import KILLED, reference, relative_error, run_tool
 from layouts import Sizes, public_eomt, public_eomt_dinov3, timm_vit
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmseg.apis import init_model
+
+from mmseg_eomt.whole import is_unfinished
 
 transformers = pytest.importorskip('transformers')
 
@@ -109,6 +114,16 @@ def test_a_trained_checkpoint_takes_its_class_names_along(small_config, config_f
     weights = CheckpointLoader.load_checkpoint(str(tmp_path / 'copy.safetensors'), logger='silent')['state_dict']
     given = torch.load(base, weights_only=True)['state_dict']
     assert weights.keys() == given.keys() and all(torch.equal(weights[name], given[name]) for name in given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('target', 'to'), [('out.pth', 'mmseg'), ('out.safetensors', 'mmseg'), ('out', 'hf')])
+def test_a_conversion_that_is_killed_leaves_nothing_of_that_name(small_config, config_file, base, tmp_path, target, to):
+    options = ('--to', to, '--config', config_file(small_config()))
+    out = tmp_path / 'folder' / target
+    done = run_tool(sys.executable, '-c', KILLED, 'tools/convert_checkpoint.py', base, out, *options, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert all(is_unfinished(path) for path in out.parent.rglob('*') if path.is_file()) and not out.exists()
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 from conftest import run_tool
 from mmengine.runner import Runner
 from PIL import Image
+from test_data_files import cut_short, turn, write_ids
 
-from mmseg_eomt.data.check import LabelRule, files_of, problem_of
-from mmseg_eomt.data.files import image_size
+from mmseg_eomt.data.check import Found, LabelRule, files_of
 
 
 @pytest.fixture
@@ -35,14 +35,6 @@ def train(small_config, data: Path, **changes) -> Runner:
     runner = Runner.from_cfg(small_config(max_iters=1, **options, **changes))
     runner.train()
     return runner
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def write_ids(path: Path, ids: np.ndarray) -> None:
-    Image.fromarray(ids).save(path)
 
 
 BAD = {
@@ -92,14 +84,14 @@ def test_bad_validation_data_stops_it_too_and_a_file_lists_all(small_config, dat
 
 def test_what_was_in_order_is_read_again_only_when_it_changes(small_config, data, mask, monkeypatch):
     read = []
-    monkeypatch.setattr('mmseg_eomt.data.check.problem_of', lambda *file: read.append(file))
+    monkeypatch.setattr('mmseg_eomt.data.check.look_at', lambda file: read.append(file) or Found())
     train(small_config, data, name='first')
     assert len(read) == 12
     train(small_config, data, name='first')
     assert len(read) == 12
     write_ids(mask, np.zeros((64, 128), np.uint8))
     train(small_config, data, name='first')
-    assert len(read) == 24
+    assert len(read) == 12 + 8  # the training images again
 
 
 def test_it_can_be_left_out_and_the_step_then_names_the_file(small_config, data):
@@ -161,12 +153,15 @@ def test_what_comes_from_a_backend_is_left_to_it(small_config, data, image, mask
     del runner
 
 
-def test_the_heads_ignore_index_counts(small_config, data):
+def test_what_is_ignored_is_the_losss_in_training_and_the_metrics_in_evaluation(small_config, data):
     for path in data.glob('gtFine/*/*/*_labelTrainIds.png'):
         write_ids(path, np.array(Image.open(path)).clip(0, 200))
-    with pytest.raises(ValueError, match='id 200 is neither'):
+    with pytest.raises(ValueError, match=r'12 of 12 images .*\n.*id 200 is neither'):
         train(small_config, data, name='first')
-    train(small_config, data, name='second', **{'model.decode_head.ignore_index': 200})
+    ignored = {'model.decode_head.ignore_index': 200}
+    with pytest.raises(ValueError, match='4 of 12 images'):  # IoUMetric would count 200 as a wrong prediction
+        train(small_config, data, name='second', **ignored)
+    train(small_config, data, name='third', **ignored, **{'val_evaluator.ignore_index': 200})
 
 
 def test_ids_are_those_after_reduce_zero_label_and_label_map():
@@ -178,19 +173,67 @@ def test_ids_are_those_after_reduce_zero_label_and_label_map():
     assert LabelRule(3).unknown(np.array([2, 65535])) == []  # the toolbox reads a byte of it
 
 
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp'])
-def test_a_phone_picture_lying_on_its_side_has_the_size_that_is_trained_on(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / f'a{suffix}'
-    Image.new('RGB', (40, 20)).save(path, exif=exif)
-    assert image_size(path) == cv2.imread(str(path)).shape[:2] == (40, 20)
+def evaluate(small_config, data: Path, **changes) -> dict:
+    changes = {'test_dataloader.dataset.data_root': str(data), 'train_dataloader': None, 'val_dataloader': None, **changes}
+    changes.update(train_cfg=None, val_cfg=None, val_evaluator=None, optim_wrapper=None, param_scheduler=None)
+    config = small_config(name=changes.pop('name', 'test'))
+    config.update({name: changes.pop(name) for name in list(changes) if '.' not in name})
+    config.merge_from_dict(changes)
+    return Runner.from_cfg(config).test()
 
 
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tif', '.bmp', '.webp'])
-def test_whole_images_of_all_kinds_pass_and_cut_ones_do_not(tmp_path, suffix):
-    path = tmp_path / f'a{suffix}'
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(path)
-    assert problem_of(str(path), None, None) is None
-    cut_short(path)
-    assert 'cannot be read' in problem_of(str(path), None, None)
+@pytest.mark.parametrize('kind', ['image cut short', 'mask of another size', 'unknown id', 'colours'])
+def test_a_test_is_stopped_by_the_same_data(small_config, data, kind):
+    spoil, which, message = BAD[kind]
+    files = dict(image=min(data.glob('leftImg8bit/val/*/*.png')), mask=min(data.glob('gtFine/val/*/*_labelTrainIds.png')))
+    spoil(**files)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate(small_config, data)
+    assert '1 of 4 images' in str(error.value) and str(files[which]) in str(error.value)
+
+
+def test_a_test_reads_what_the_training_has_checked_no_more(small_config, data, monkeypatch):
+    read = []
+    monkeypatch.setattr('mmseg_eomt.data.check.look_at', lambda file: read.append(file) or Found())
+    train(small_config, data, name='run')
+    evaluate(small_config, data, name='run')
+    assert len(read) == 12
+
+
+def test_a_test_without_ground_truth_writes_its_predictions(small_config, data, tmp_path):
+    shutil.rmtree(data / 'gtFine')
+    steps = [step for step in small_config().test_dataloader.dataset.pipeline if step['type'] != 'LoadAnnotations']
+    evaluator = dict(type='IoUMetric', format_only=True, output_dir=str(tmp_path / 'out'))
+    images = dict(_delete_=True, img_path='leftImg8bit/val')
+    changes = {'test_dataloader.dataset.pipeline': steps, 'test_dataloader.dataset.data_prefix': images}
+    evaluate(small_config, data, test_evaluator=evaluator, **changes)
+    assert len(list((tmp_path / 'out').glob('*.png'))) == 4
+
+
+def test_masks_are_found_inside_of_test_time_augmentation(small_config):
+    loader = small_config().test_dataloader
+    first, resize, load, pack = loader.dataset.pipeline
+    loader.dataset.pipeline = [first, dict(type='TestTimeAug', transforms=[[resize], [load], [pack]])]
+    files = list(files_of(Runner.build_dataloader(loader).dataset, 19, 255))
+    assert len(files) == 4 and all(file.mask and file.rule for file in files)
+
+
+def test_images_that_the_reader_turns_are_counted_in_each_run(small_config, data, capfd):
+    image = min(data.glob('leftImg8bit/val/*/*.png'))
+    turn(image, 3)
+    for _ in range(2):  # the second reads no file again
+        evaluate(small_config, data)
+        said = capfd.readouterr()
+        assert '1 images carry an Exif orientation, which the reader applies' in said.out + said.err
+        assert f'For 1 of them no size shows whether the mask fits (the first: {image})' in said.out + said.err
+
+
+def test_a_name_that_a_list_cannot_hold_is_explained(small_config, data):
+    for path in sorted(data.glob('leftImg8bit/train/day/*'))[:2]:
+        path.rename(data / f'{path.stem[0]}{path.stem[-16:-12]} .png')
+    names = [path.stem for path in data.glob('*.png')]
+    (data / 'list.txt').write_text('\n'.join(names))
+    dataset = dict(_delete_=True, type='CityscapesDataset', data_root=str(data), ann_file='list.txt', img_suffix='.png')
+    dataset['pipeline'] = [dict(type='LoadImageFromFile')]
+    with pytest.raises(ValueError, match=r"is missing; '.* \.png' is there, but lists \(ann_file\) lose the blank"):
+        train(small_config, data, **{'train_dataloader.dataset': dict(dataset, data_prefix=dict(img_path=''))})

@@ -20,6 +20,7 @@ ELSEWHERE = {  # pages whose commands other tests run
     'docs/lora.md': 'test_docs_lora.py',
     'docs/model_zoo.md': 'test_model_zoo.py',
     'docs/performance.md': 'test_docs_performance.py',
+    'docs/reliability.md': 'faults/test_kill.py',
     'docs/toolbox.md': 'test_toolbox.py',
     'docs/weights.md': 'test_docs_weights.py',
     'docs/measurements.md': None,  # what the figures were measured with: hours

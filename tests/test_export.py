@@ -1,8 +1,10 @@
 """Exported graphs against the model, and tools/export.py and docs/deploy.md as a user runs them."""
 
 import json
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import onnx
@@ -20,6 +22,7 @@ from mmseg_eomt.export import (
     save_onnx,
     save_program,
     to_program,
+    whole_model,
 )
 from mmseg_eomt.weights.resize import _resized_by_products, resize_pos_embed
 
@@ -74,6 +77,53 @@ def test_a_reloaded_program_gives_the_models_scores_at_every_batch_and_size(foll
     for shape in SHAPES:
         image = images(*shape)
         assert relative_error(run(image), module(image)) < 1e-5, shape
+
+
+def test_weights_in_a_second_file_take_their_place_with_the_first(make_module, monkeypatch, tmp_path):
+    monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)  # is 1.5 GB
+    module = make_module()
+    save_onnx(to_program(module, (48, 48), 1), tmp_path / 'model.onnx', {})
+    assert {path.name for path in tmp_path.iterdir()} == {'model.onnx', 'model.onnx.data'}
+    image = images(1, 48, 48)
+    assert relative_error(load_onnx(tmp_path / 'model.onnx')(image), module(image)) < 1e-5
+
+
+@pytest.mark.parametrize('last_call', [1, 2, 3])
+def test_an_export_that_is_killed_leaves_no_model_beside_weights_of_another(tmp_path, monkeypatch, last_call):
+    path, replace, calls = tmp_path / 'model.onnx', os.replace, []
+
+    def write(version: str) -> None:
+        with whole_model(path) as new:
+            new.write_text(version)
+            new.with_name(f'{new.name}.data').write_text(version)
+
+    def dying(*args):
+        replace(*args)
+        calls.append(args)
+        if len(calls) == last_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write('old')
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(os, 'replace', dying)
+        write('new')
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert path.exists() == (last_call == 3)
+    write('newer')
+    assert path.read_text() == path.with_name('model.onnx.data').read_text() == 'newer'
+
+
+def test_a_program_that_is_half_written_is_not_there(tmp_path, monkeypatch):
+    def save(program, path, **kwargs):
+        Path(path).write_bytes(b'half')
+        raise OSError('no space is left')
+
+    monkeypatch.setattr(torch.export, 'save', save)
+    with pytest.raises(OSError, match='no space'):
+        save_program(None, tmp_path / 'model.pt2', {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path):

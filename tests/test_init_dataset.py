@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.data.labels import IGNORED, make_palette, read_classes
+from mmseg_eomt.data.class_list import read_classes
+from mmseg_eomt.data.labels import IGNORED, make_palette
 from mmseg_eomt.data.pairs import find_pairs
 
 CAMVID = ROOT.parent / 'shared' / 'camvid'
@@ -231,6 +232,126 @@ def test_values_that_most_masks_hold_and_no_class_names_are_said_once(init_datas
     assert '3 of 4 masks hold values that are in neither --classes nor --ignore: 2 (in 2), 7 (in 1).' in log
     assert 'a.png' not in log
     init_dataset(images, folder, '--classes', 'road,car', '--ignore', '2', '7')
+
+
+WHITE = {
+    'ids of 0 and 255': ([ids(0, 255), ids(255, 0)], [[0, 1], [1, 0]]),
+    'three channels': ([ids(0, 255).convert('RGB'), ids(255, 0).convert('RGB')], [[0, 1], [1, 0]]),
+    'two bytes': ([ids(0, 65535, dtype=np.uint16), ids(65535, 0, dtype=np.uint16)], [[0, 1], [1, 0]]),
+    'some of 0 and 1': ([ids(0, 255), ids(0, 1), ids(0, 0)], [[0, 1], [0, 1], [0, 0]]),
+    'some of one bit': ([ids(0, 255), ids(0, 255).convert('1')], [[0, 1], [0, 1]]),
+    'one of 255 alone': ([ids(255, 255), ids(0, 255)], [[1, 1], [0, 1]]),
+    '255 beside 1': ([ids(0, 1, 255), ids(0, 255)], [[0, 1, 255], [0, 255]]),
+    'one bit alone': ([ids(0, 255).convert('1'), ids(255, 0).convert('1')], [[0, 1], [1, 0]]),
+}
+
+
+@pytest.mark.parametrize(('masks', 'expected'), WHITE.values(), ids=WHITE)
+def test_of_two_named_classes_the_second_is_white(init_dataset, tmp_path, masks, expected):
+    """255 beside 1 is what it usually is: not trained on."""
+    init_dataset(*made(tmp_path, dict(zip('abc', masks))), '--classes', 'background,crack')
+    config = Config.fromfile('configs/my_data.py')
+    assert config.classes == ['background', 'crack']
+    for loader in (config.train_dataloader, config.val_dataloader):
+        dataset = DATASETS.build(
+            dict(loader.dataset, pipeline=[dict(type='mmseg.LoadAnnotations', imdecode_backend='pillow')])
+        )
+        for sample in dataset:
+            read = np.asarray(sample['gt_seg_map'], np.uint8)
+            assert (read == np.array(ids(*expected['abc'.index(Path(sample['img_path']).stem)]))).all()
+
+
+def test_white_among_ones_is_said_and_left_out_where_the_user_says_so(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 255), 'b': ids(0, 1), 'c': ids(0, 1)})
+    log = init_dataset(images, folder, '--classes', 'background,crack')
+    assert '255 is crack, as 1 is. If it is not to be trained on, add --ignore 255.' in log
+    init_dataset(images, folder, '--classes', 'background,crack', '--ignore', 255, '--force')
+    assert Config.fromfile('configs/my_data.py').train_dataloader.dataset.data_prefix.seg_map_path == str(folder)
+    assert '255 is not trained on, as usual. If it is a class' in init_dataset(images, folder, '--force')
+
+
+UNSEEN = {
+    'three names': (
+        [0, 255],
+        'a,b,c',
+        'No mask has a pixel of b (1) and 1 other classes of --classes, while 255,',
+        '50.00%',
+    ),
+    'trimap': ([0, 128, 255], 'background,crack', 'No mask has a pixel of crack (1) of --classes, while 128,', '33.33%'),
+    'ids from 1': ([1, 2], 'background,crack', 'No mask has a pixel of background (0) of --classes, while 2,', '50.00%'),
+    'no background': (
+        [1, 255],
+        'background,crack',
+        'No mask has a pixel of background (0) of --classes, while 255,',
+        '50.00%',
+    ),
+}
+
+
+@pytest.mark.parametrize(('values', 'classes', 'message', 'fraction'), UNSEEN.values(), ids=UNSEEN)
+@pytest.mark.parametrize('option', [[], ['--skip-bad']])
+def test_a_class_without_a_pixel_beside_a_value_without_a_name_is_refused(
+    init_dataset, tmp_path, values, classes, message, fraction, option
+):
+    stripes = np.resize(np.repeat(np.array(values, np.uint8), 8), (48, 8 * len(values)))
+    masks = {name: Image.fromarray(stripes) for name in 'ab'} | {
+        'c': ids(values[0], size=(8, 8)),
+        'd': ids(values[0], size=(8, 8)),
+    }
+    log = init_dataset(*made(tmp_path, masks), '--classes', classes, *option, check=False)
+    assert message in log and 'give a file of classes with the line "' in log
+    assert not list(tmp_path.glob('configs')) and not list(tmp_path.glob('data'))
+
+
+def test_a_class_without_a_pixel_is_fine_where_every_value_is_named_or_ignored(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 2, 255), 'b': ids(0, 2)})
+    assert 'No mask has a pixel of car (1)' in init_dataset(images, folder, '--classes', 'road,car,sky', check=False)
+    log = init_dataset(images, folder, '--classes', 'road,car,sky', '--ignore', 255)
+    assert 'not in the images for training: car' in log
+    (tmp_path / 'classes.txt').write_text('road 0\ncar 255\nsky 2\n')
+    init_dataset(images, folder, '--classes', 'classes.txt', '--force')
+    assert set(np.unique(Image.open('data/my_data/masks/a.png'))) == {0, 1, 2}
+
+
+def test_a_negative_id_is_refused_until_it_is_ignored(init_dataset, tmp_path):
+    images, folder = made(tmp_path, {'a': ids(0, 1, -1, dtype=np.int32), 'b': ids(0, 1, dtype=np.int32)}, mask_suffix='.tif')
+    assert '1 masks hold -1, and ids are 0 or more: add --ignore -1' in init_dataset(images, folder, check=False)
+    init_dataset(images, folder, '--ignore', -1)
+    assert set(np.unique(Image.open('data/my_data/masks/a.png'))) == {0, 1, 255}
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--iters', 0], '--iters is the number of iterations to train, 1 or more, got 0.'),
+        (['--iters', -10], '--iters is the number of iterations to train, 1 or more, got -10.'),
+        (['--classes', 'onlyone'], "--classes 'onlyone' is neither a file nor two or more names"),
+        (['--classes', ''], "--classes '' is neither a file nor two or more names"),
+        (['--classes', 'one.txt'], '--classes one.txt gives 1 of the 2 or more classes of a dataset'),
+        (['--classes', 'none.txt'], '--classes none.txt gives 0 of the 2 or more classes of a dataset'),
+        (['--classes', 'road,car', '--ignore', 'car'], '--classes road,car without what --ignore names gives 1 of the 2'),
+        (['--classes', 'road,car,road'], '--classes road,car,road has the name road twice'),
+        (['--classes', 'road,,car'], '--classes road,,car has an empty name'),
+        (['--classes', 'empty.txt'], "empty.txt, line 2: ', 3' has no name"),
+        (['--out', 'my.txt'], '--out is the path of a config to write, which ends in .py, got my.txt.'),
+        (['--base', 'base.py', '--out', 'base.py', '--force'], '--base base.py is the file to be written'),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence_before_anything_is_read(init_dataset, tmp_path, options, message):
+    (tmp_path / 'one.txt').write_text('road\n')
+    (tmp_path / 'none.txt').write_text('# road\n')
+    (tmp_path / 'empty.txt').write_text('road 0\n, 3\n')
+    Config.fromfile(ROOT / 'configs' / 'eomt_lora_cityscapes.py').dump(tmp_path / 'base.py')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    log = init_dataset('no_images', 'no_masks', *options, check=False)
+    assert re.fullmatch(rf'init_dataset: .*{re.escape(message)}.*', log)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_long_list_of_classes_is_no_file(init_dataset, tmp_path):
+    names = [f'a_class_of_many_{i}' for i in range(150)]
+    init_dataset(*made(tmp_path, {'a': ids(0, 1), 'b': ids(*range(150))}), '--classes', ','.join(names))
+    assert Config.fromfile('configs/my_data.py').classes == names
 
 
 def test_what_cannot_be_a_dataset_is_refused_in_a_sentence(init_dataset, tmp_path):

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from conftest import ROOT, run_tool
 from mmengine.runner import Runner
 from mmseg.datasets import CityscapesDataset
+from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.inference import load_model
+from mmseg_eomt.inference import class_names, load_model
 from mmseg_eomt.pictures import overlay, sheet, with_legend
 
 
@@ -99,7 +101,7 @@ def test_images_of_many_sizes_go_together_and_a_broken_one_is_named_at_the_end(t
         source.resize(size).save(folder / f'{i}.jpg')
     (folder / 'broken.jpg').write_bytes((folder / '0.jpg').read_bytes()[:400])
     log = tool('predict', config, lora, folder, '--out', tmp_path / 'out', check=False)
-    assert '1 of 5 inputs could not be read' in log and 'broken.jpg: the image cannot be read' in log
+    assert '1 of 5 inputs could not be predicted' in log and 'broken.jpg: the image cannot be read' in log
     assert [ids.shape for ids in labels(tmp_path / 'out/labels').values()] == [(64, 128), (80, 100), (80, 100), (47, 33)]
 
 
@@ -132,6 +134,85 @@ def test_names_come_from_the_config_and_have_to_fit(small_config, config_file, l
     assert model.dataset_meta['classes'][3] == 'c3' and len(set(model.dataset_meta['palette'])) == 19
     options = {'test_dataloader.dataset.metainfo': dict(classes=['a', 'b'])}
     with pytest.raises(ValueError, match=r"has 19 classes, but the names of its data are 2: \['a', 'b'\]"):
+        load_model(str(config_file(small_config(lora=True, **options))), lora)
+
+
+def test_an_image_of_an_extreme_shape_is_named_and_the_others_go_on(tool, config, lora, images, tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for i, size in enumerate([(128, 64), (4000, 1), (2, 5000), (2, 5000), (128, 64)]):
+        Image.new('RGB', size).save(folder / f'{i}.png')
+    log = tool('predict', config, lora, folder, '--out', tmp_path / 'out', check=False)
+    assert '3 of 5 inputs could not be predicted' in log
+    assert f'{folder}/1.png: there is no prediction of 4000×1 pixels (' in log
+    assert f'{folder}/3.png: there is no prediction of 2×5000 pixels (' in log
+    assert sorted(labels(tmp_path / 'out/labels')) == ['0.png', '4.png']
+
+
+@pytest.mark.parametrize('name', ['predict', 'show_queries'])
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc/none'])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_model_is_made(
+    tool, config, lora, images, tmp_path, monkeypatch, name, place
+):
+    monkeypatch.setattr('mmseg_eomt.inference.load_model', lambda *_: pytest.fail('a model was made'))
+    (tmp_path / 'file').write_text('of the user')
+    image, out = next(images.rglob('*.png')), tmp_path / place
+    folder = out / 'overlays' if name == 'predict' else out
+    log = tool(name, config, lora, image, '--out', out if name == 'predict' else out / 'sheet.png', check=False)
+    assert f'{name}: {folder} cannot be written to' in log
+    assert (tmp_path / 'file').read_text() == 'of the user'
+
+
+def test_nothing_is_left_where_no_result_could_be_made(tool, config, images, tmp_path):
+    tool('predict', config, tmp_path / 'none.pth', images, '--out', tmp_path / 'a/b', check=False)
+    assert not (tmp_path / 'a').exists()
+
+
+def test_an_interrupted_video_leaves_the_earlier_one(tool, config, lora, tmp_path, monkeypatch):
+    video = tmp_path / 'drive.avi'
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*'MJPG'), 5, (128, 64))
+    for _ in range(4):
+        writer.write(np.zeros((64, 128, 3), np.uint8))
+    writer.release()
+    overlay_file = tmp_path / 'out/overlays/drive.mp4'
+    overlay_file.parent.mkdir(parents=True)
+    overlay_file.write_text('of an earlier run')
+    sys.path.insert(0, str(ROOT / 'tools'))
+    predict = importlib.import_module('predict')
+    plain = predict.Predictor.labels
+
+    def labels_until_interrupted(self, images):
+        if list((tmp_path / 'out/labels/drive').glob('*.png')):
+            raise KeyboardInterrupt
+        return plain(self, images)
+
+    monkeypatch.setattr(predict.Predictor, 'labels', labels_until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tool('predict', config, lora, video, '--out', tmp_path / 'out', '--batch-size', 2)
+    assert overlay_file.read_text() == 'of an earlier run'
+    assert [path.name for path in overlay_file.parent.iterdir()] == ['drive.mp4']
+
+
+def test_classes_and_colours_may_be_arrays(tool, small_config, config_file, lora, images, tmp_path):
+    @DATASETS.register_module(name='ArraysDataset', force=True)
+    class ArraysDataset(CityscapesDataset):
+        METAINFO: ClassVar = {name: np.array(value) for name, value in CityscapesDataset.METAINFO.items()}
+
+    file = config_file(small_config(lora=True, **{'test_dataloader.dataset.type': 'ArraysDataset'}))
+    assert load_model(str(file), lora).dataset_meta == {
+        'classes': list(CityscapesDataset.METAINFO['classes']),
+        'palette': [tuple(colour) for colour in CityscapesDataset.METAINFO['palette']],
+    }
+    tool('predict', file, lora, next(images.rglob('*.png')), '--out', tmp_path / 'out')
+    config = small_config(lora=True).test_dataloader.dataset
+    config['metainfo'] = dict(classes=np.array(['a', 'b']), palette=np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    assert class_names(config) == dict(classes=['a', 'b'], palette=[(1, 2, 3), (4, 5, 6)])
+    assert 'numpy' not in str(type(class_names(config)['palette'][0][0]))
+
+
+def test_too_few_colours_are_refused(small_config, config_file, lora):
+    options = {'test_dataloader.dataset.metainfo': dict(palette=[[1, 2, 3]])}
+    with pytest.raises(ValueError, match='19 classes need as many colours, but palette has 1'):
         load_model(str(config_file(small_config(lora=True, **options))), lora)
 
 

@@ -47,10 +47,11 @@ def info(checkpoint: str) -> None:
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
     from mmseg_eomt.adapters import save_adapter
+    from mmseg_eomt.models.arch import KEY
 
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)
-    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta') if name in loaded.get('meta', {})}
+    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta', KEY) if name in loaded.get('meta', {})}
     save_adapter(model, folder, base=given['base'], meta=known)
     size = sum(path.stat().st_size for path in Path(folder).glob('adapter_*'))
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')
@@ -63,6 +64,7 @@ def merge(config: str, checkpoint: str, out: str) -> None:
     from mmseg_eomt.adapters import merge as merge_adapters
     from mmseg_eomt.adapters.checkpoint import KEY
     from mmseg_eomt.adapters.names import tuner_layers
+    from mmseg_eomt.whole import whole_file
 
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
@@ -72,8 +74,8 @@ def merge(config: str, checkpoint: str, out: str) -> None:
         merge_adapters(model)
     meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
     meta.setdefault('dataset_meta', model.dataset_meta)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=dict(meta, merged=True), state_dict=model.state_dict()), out)
+    with whole_file(out) as new:
+        torch.save(dict(meta=dict(meta, merged=True), state_dict=model.state_dict()), new)
     print(f'{out}: plain checkpoint, {Path(out).stat().st_size / 1e6:,.1f} MB')
 
 
@@ -156,7 +158,10 @@ def chosen(values: dict) -> dict:
     """The fields of a described config that are not as PEFT sets them."""
     from mmseg_eomt.adapters.config import as_values, from_values
 
-    usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
+    try:
+        usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
+    except (TypeError, ValueError):  # a later version's method, or one that cannot be without settings
+        usual = {}
     shown = ('peft_type', 'r', 'lora_alpha', 'target_modules')
     hidden = ('inference_mode', 'peft_version', 'exclude_modules', 'auto_mapping')
     return {n: v for n, v in values.items() if n in shown or (v != usual.get(n) and n not in hidden)}

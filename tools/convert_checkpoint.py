@@ -22,11 +22,12 @@ def convert(args: argparse.Namespace) -> None:
     import torch
     from mmengine.config import Config
     from mmengine.runner import CheckpointLoader
-    from safetensors.torch import save_file
 
-    from mmseg_eomt.models.arch import get_arch
+    from mmseg_eomt.models.arch import KEY, check_noted, get_arch, noted_arch
     from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
+    from mmseg_eomt.weights.files import write_safetensors
     from mmseg_eomt.weights.read import understand
+    from mmseg_eomt.whole import whole_file, whole_folder
 
     target = Path(args.dst)
     if target.exists():
@@ -34,23 +35,35 @@ def convert(args: argparse.Namespace) -> None:
     loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
     found = understand(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
-    meta = {name: known[name] for name in ('dataset_meta',) if name in known}
-    target.parent.mkdir(parents=True, exist_ok=True)
+    meta = {name: known[name] for name in ('dataset_meta', KEY) if name in known}
+    written = target
     if args.to == 'hf':
-        classes = meta.get('dataset_meta', {}).get('classes')
+        classes = class_names(meta, args.src)
         arch = get_arch(Config.fromfile(args.config).model.backbone.arch) if args.config else None
+        check_noted(noted_arch(loaded), arch, args.src)
         config, weights = to_hugging_face(found, arch, args.img_size, classes)
-        target.mkdir()
-        (target / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-        written, content = target / 'model.safetensors', weights
+        written = target / 'model.safetensors'
+        with whole_folder(target) as new:
+            (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+            write_safetensors(new / written.name, weights)
     else:
         content = to_mmseg(found, meta) if args.to == 'mmseg' else to_eomt(found)
-        weights, written = content.get('state_dict', content), target
-    if written.suffix == '.safetensors':
-        save_file({name: value.contiguous() for name, value in weights.items()}, written, metadata=dict(format='pt'))
-    else:
-        torch.save(content, written)
+        weights = content.get('state_dict', content)
+        if target.suffix == '.safetensors':
+            write_safetensors(target, weights)
+        else:
+            with whole_file(target) as new:
+                torch.save(content, new)
     print(f'{args.src} ({found.kind}) -> {written}: {len(weights)} tensors, {written.stat().st_size / 1e6:,.1f} MB')
+
+
+def class_names(meta: dict, source: str) -> list[str] | None:
+    """The classes that a checkpoint notes; None if it notes none."""
+    noted = meta.get('dataset_meta') or {}
+    names = noted.get('classes') if isinstance(noted, dict) else noted
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f'{source}: classes in its dataset_meta are {names!r}, and a list of names belongs there.')
+    return names
 
 
 def main() -> None:

@@ -36,22 +36,21 @@ def export(args: argparse.Namespace) -> None:
     print(f'exporting {args.checkpoint}: batch {args.batch or "any"}, size {size}', flush=True)
     start = time.perf_counter()
     program = exporting.to_program(module, args.size, args.batch)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save = exporting.save_onnx if kind == '.onnx' else exporting.save_program
-    save(program, out, module.metadata())
-    files = [path for path in (out, Path(f'{out}.data')) if path.exists()]
-    written = sum(path.stat().st_size for path in files) / 1e6
-    print(f'{out}: {written:,.1f} MB in {time.perf_counter() - start:.0f} s, checking', flush=True)
-
-    run = exporting.load_onnx(out) if kind == '.onnx' else exporting.load_program(out)
+    load = exporting.load_onnx if kind == '.onnx' else exporting.load_program
     images = exporting.example_images(module, args.size, args.batch)
-    apart = exporting.difference(module, run, images)
-    shapes = ', '.join('×'.join(map(str, image.shape)) for image in images)
-    print(f'largest difference {apart:.1e} of the largest score, on random images {shapes}', flush=True)
-    if not apart <= args.tolerance:
-        for path in files:
-            path.unlink()
-        raise ValueError(f'The scores differ by {apart:.1e}, more than --tolerance {args.tolerance:g}: {out} is not kept.')
+    with exporting.whole_model(out) as new:  # takes its place once it is checked
+        save(program, new, module.metadata())
+        written = sum(path.stat().st_size for path in new.parent.iterdir()) / 1e6
+        print(f'{out}: {written:,.1f} MB in {time.perf_counter() - start:.0f} s, checking', flush=True)
+        run = load(new)
+        apart = exporting.difference(module, run, images)
+        shapes = ', '.join('×'.join(map(str, image.shape)) for image in images)
+        print(f'largest difference {apart:.1e} of the largest score, on random images {shapes}', flush=True)
+        if not apart <= args.tolerance:
+            raise ValueError(
+                f'The scores differ by {apart:.1e}, more than --tolerance {args.tolerance:g}: {out} is not kept.'
+            )
     ours, other = exporting.times(module, run, images[0])
     name = 'ONNX Runtime (CPUExecutionProvider)' if kind == '.onnx' else 'torch.export'
     print(

@@ -11,24 +11,24 @@ It reads every file, says what it found, and writes
     data/NAME/masks/             class ids, where the given masks hold colours or other ids
 
 IMAGES and MASKS stay as they are. Masks may hold class ids in one channel, palette indices, or a colour for each class.
-Folders train and val in IMAGES are taken as the split; without them, images are drawn at random for evaluation.
+Folders train, val and test in IMAGES are the split; without val and test, images for evaluation are drawn at random.
 """
 
 import argparse
 import os
-import random
 import shlex
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
-TRAIN, VAL = ('train', 'training'), ('val', 'valid', 'validation')
 NUM_SHEET = 12
 RARE = 1e-4  # share of the pixels
 
@@ -37,7 +37,7 @@ def main() -> None:
     """Run the command."""
     args = parse_args()
     config_file, data_dir = args.out or Path('configs') / f'{args.name}.py', Path('data') / args.name
-    there = [str(path) for path in (config_file, data_dir) if path.exists()]
+    there = [str(path) for path in (config_file, data_dir) if holds_anything(path)]
     if there and not args.force:
         sys.exit(f'{" and ".join(there)} exists: give another --name, or --force to write it anew.')
     try:
@@ -46,13 +46,27 @@ def main() -> None:
         sys.exit(f'init_dataset: {error}')
 
 
+def holds_anything(path: Path) -> bool:
+    """Whether there is a file, or a folder with more in it than a killed run has left."""
+    from mmseg_eomt.whole import is_unfinished
+
+    return not all(map(is_unfinished, path.iterdir())) if path.is_dir() else path.exists()
+
+
 def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
     """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
-    from mmseg_eomt.data.labels import kind_of, make_labels, pack, show, through_palettes, totals
+    from mmseg_eomt.data.class_list import classes_and_ignored
     from mmseg_eomt.data.own_config import base_config, config_text
     from mmseg_eomt.data.pairs import find_pairs
+    from mmseg_eomt.data.split import once, split
+    from mmseg_eomt.whole import whole_file, whole_folder
 
     base = base_config(args.base, args.iters)
+    if config_file.suffix != '.py' or config_file.is_dir():
+        raise ValueError(f'--out is the path of a config to write, which ends in .py, got {config_file}.')
+    if base == config_file.resolve():
+        raise ValueError(f'--base {args.base} is the file to be written: give another --name or --out.')
+    classes, ignored = classes_and_ignored(args.classes, args.ignore)
     pairs = find_pairs(args.images, args.masks, args.mask_suffix)
     image_of = {name: args.images / f'{name}{pairs.image_suffix}' for name in pairs.masks}
     mask_of = {name: args.masks / mask for name, mask in pairs.masks.items()}
@@ -60,19 +74,59 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     if pairs.mask_suffix.lower().endswith(('.jpg', '.jpeg')):
         raise ValueError(f'The masks end in {pairs.mask_suffix}: JPEG changes values near edges. Save them as PNG.')
 
+    looks, labels = find_labels(image_of, mask_of, classes, ignored, args.skip_bad)
+    names = once({name: image_of[name] for name in looks})
+    if len(names) < len(looks):
+        print(f'  {len(looks) - len(names)} images are links to others of these, which are taken once')
+    train, val, said = split(names, [*pairs.masks, *pairs.lone_images], args.val, args.seed)
+    print(said)
+    say_split(train, val, looks, labels)
+
+    used = {name: mask_of[name] for name in (*train, *val)}
+    rewriting = labels.rewrite or not pairs.image_suffix  # a name has its image's type then, and its mask's is that and .png
+    masks, mask_suffix = (data_dir / 'masks', '.png') if rewriting else (args.masks, pairs.mask_suffix)
+    if rewriting:
+        refuse_own_files(masks, {*used.values(), *map(image_of.get, used)})
+    with whole_folder(masks) if rewriting else nullcontext() as folder:
+        if rewriting:
+            rewrite(labels, used, folder)
+        config_file.unlink(missing_ok=True)  # of an earlier run: its classes may not be those of these masks
+    for title, names in (('train', train), ('val', val)):
+        with whole_file(data_dir / f'{title}.txt') as path:
+            path.write_text('\n'.join(names) + '\n', encoding='utf-8')
+    with whole_file(data_dir / 'contact_sheet.png') as path:
+        draw_sheet(path, labels, image_of, mask_of, train, val)
+    folders = dict(img_path=args.images.as_posix(), seg_map_path=masks.as_posix())
+    suffixes = dict(img_suffix=pairs.image_suffix, seg_map_suffix=mask_suffix)
+    dataset = dict(data_prefix=folders, **suffixes)
+    lists = {part: (data_dir / f'{part}.txt').as_posix() for part in ('train', 'val')}
+    text = config_text(config_file, base, labels, dataset, lists, args.iters)
+    title = f'{args.name}: {len(train)} images to train on, {len(val)} to evaluate on. Made by tools/init_dataset.py.'
+    with whole_file(config_file) as path:  # the last one: where it is, the others are whole
+        path.write_text(f'# {title}\n# {said}\n{text}', encoding='utf-8')
+    say_next(config_file, data_dir, args.images)
+
+
+def find_labels(
+    image_of: dict[str, Path], mask_of: dict[str, Path], classes: dict | None, ignored: set, skip_bad: bool
+) -> tuple[dict, Any]:
+    """Read all pairs and say what they hold: what was seen in each that can be used, and the classes."""
+    from mmseg_eomt.data.labels import as_shades, kind_of, make_labels, pack, show, through_palettes, totals
+    from mmseg_eomt.data.smoothing import refuse_smoothed
+
     looks, problems = look_at_all(image_of, mask_of)
     if not looks:
         raise ValueError(f'No pair can be used: {problems[0]}')
     looks = through_palettes(looks)
-    kind = kind_of(list(looks.values()))
-    classes, ignored = classes_and_ignored(args.classes, args.ignore)
-    occurring = totals(list(looks.values()), kind)
-    labels = make_labels(occurring, kind, classes, ignored, list(looks.values()))
-    unknown_of = {}
-    for name, look in looks.items():
-        if unknown := labels.unknown(value & 0xFF if kind == 'grey' else value for value in look.values):
-            unknown_of[name] = unknown
-    if len(unknown_of) > len(looks) / 2 and not args.skip_bad:
+    kind = kind_of({str(mask_of[name]): look for name, look in looks.items()})
+    if kind == 'grey':
+        looks = as_shades(looks)
+    if not classes:
+        refuse_smoothed(looks, mask_of, kind)
+    occurring = totals(looks.values())
+    labels = make_labels({str(mask_of[name]): look for name, look in looks.items()}, kind, classes, ignored)
+    unknown_of = {name: unknown for name, look in looks.items() if (unknown := labels.unknown(look.values))}
+    if len(unknown_of) > len(looks) / 2 and not skip_bad:
         missing = [f'{show(v, kind)} (in {occurring[v][1]})' for v in occurring if v not in labels.new_ids]
         raise ValueError(
             f'{len(unknown_of)} of {len(looks)} masks hold values that are in neither --classes nor --ignore: '
@@ -84,28 +138,10 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     absent = [show(value, kind) for value in sorted(map(pack, ignored)) if value not in occurring]
     if absent:
         print(f'  no mask holds {"; ".join(absent)}, which --ignore names')
-    say_findings(looks, labels, totals(list(looks.values()), kind))
-    say_problems(problems, len(pairs.masks), args.skip_bad)
-    train, val = split(list(looks), args.val, args.seed)
-    say_split(train, val, looks, labels)
-
-    data_dir.mkdir(parents=True, exist_ok=True)
-    for title, names in (('train', train), ('val', val)):
-        (data_dir / f'{title}.txt').write_text('\n'.join(names) + '\n', encoding='utf-8')
-    masks, mask_suffix = args.masks, pairs.mask_suffix
-    if labels.rewrite or not pairs.image_suffix:  # a name has its image's type then, and its mask's is that and .png
-        masks, mask_suffix = data_dir / 'masks', '.png'
-        rewrite(labels, {name: mask_of[name] for name in (*train, *val)}, masks)
-    draw_sheet(data_dir / 'contact_sheet.png', labels, image_of, mask_of, train, val)
-    config_file.parent.mkdir(parents=True, exist_ok=True)
-    folders = dict(img_path=args.images.as_posix(), seg_map_path=masks.as_posix())
-    suffixes = dict(img_suffix=pairs.image_suffix, seg_map_suffix=mask_suffix)
-    dataset = dict(data_prefix=folders, **suffixes)
-    lists = {split: (data_dir / f'{split}.txt').as_posix() for split in ('train', 'val')}
-    text = config_text(config_file, base, labels, dataset, lists, args.iters)
-    title = f'{args.name}: {len(train)} images to train on, {len(val)} to evaluate on. Made by tools/init_dataset.py.'
-    config_file.write_text(f'# {title}\n{text}', encoding='utf-8')
-    say_next(config_file, data_dir, args.images)
+    say_findings(looks, labels, totals(looks.values()))
+    say_white(labels, occurring, classes, ignored)
+    say_problems(problems, len(image_of), skip_bad)
+    return looks, labels
 
 
 def parse_args() -> argparse.Namespace:
@@ -144,35 +180,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def classes_and_ignored(classes: str | None, ignore: list[str]) -> tuple[dict | None, set]:
-    """Classes with their values, and values to ignore, from the arguments."""
-    from mmseg_eomt.data.labels import read_classes
-
-    named = None
-    if classes:
-        is_list = ',' in classes and not Path(classes).is_file()
-        named = {name.strip(): i for i, name in enumerate(classes.split(','))} if is_list else read_classes(Path(classes))
-        if is_list and len(named) != len(classes.split(',')):
-            raise ValueError(f'--classes {classes} has a name twice.')
-    ignored = set()
-    for text in ignore:
-        if named and text in named:
-            ignored.add(named.pop(text))
-        elif all(part.strip().isdigit() for part in text.split(',')) and text.count(',') in (0, 2):
-            parts = tuple(int(part) for part in text.split(','))
-            ignored.add(parts if len(parts) == 3 else parts[0])
-        else:
-            raise ValueError(f'--ignore takes ids, colours as r,g,b, or names of --classes, got {text!r}.')
-    if named:
-        named = {name: value for name, value in named.items() if value not in ignored}
-    return named, ignored
-
-
 def look_at_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[dict, list[str]]:
     """What each pair holds, and what is wrong with the others."""
+    from mmseg_eomt.data.files import lost_in_a_list
     from mmseg_eomt.data.labels import look_at
 
     def look(name: str):
+        if lost_in_a_list(name):
+            return f'{image_of[name]}: lists of images lose the blank that {name!r} begins or ends with: rename it'
         try:
             return look_at(image_of[name], mask_of[name])
         except ValueError as error:
@@ -182,23 +197,6 @@ def look_at_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[di
         found = list(tqdm(pool.map(look, image_of), 'Reading', len(image_of), unit='pairs', delay=1))
     good = {name: result for name, result in zip(image_of, found) if not isinstance(result, str)}
     return good, [result for result in found if isinstance(result, str)]
-
-
-def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Names for training and for evaluation: of their folders, or at random."""
-    train, val = ([name for name in names if name.split('/')[0].lower() in kind] for kind in (TRAIN, VAL))
-    if train and val:
-        others = len(names) - len(train) - len(val)
-        print('The split is that of the folders.' + (f' {others} images are in neither and left out.' if others else ''))
-        return train, val
-    if len(names) < 2:
-        raise ValueError(f'{len(names)} pair is too few: one has to be for training and one for evaluation.')
-    chosen = set(random.Random(seed).sample(names, min(len(names) - 1, max(1, round(share * len(names))))))
-    print(
-        f'The split is random (--val {share}, --seed {seed}): frames of one video are in both. For a fair figure put images '
-        f'into folders train and val.'
-    )
-    return [name for name in names if name not in chosen], [name for name in names if name in chosen]
 
 
 def say_pairs(pairs) -> None:
@@ -214,8 +212,13 @@ def say_pairs(pairs) -> None:
 
 def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> None:
     """Print sizes, the kind of masks and a table of the classes."""
+    from mmseg_eomt.data.files import describe_turned
+    from mmseg_eomt.data.images import Picture
     from mmseg_eomt.data.labels import IGNORED, show
 
+    turned = [(name, Picture(look.size, look.orientation)) for name, look in looks.items() if look.orientation != 1]
+    if turned:
+        print(f'  {describe_turned(turned)}')
     sizes = Counter(look.size for look in looks.values()).most_common()
     shown = [f'{width}×{height} ({count})' for (height, width), count in sizes[:4]]
     print(f'  sizes: {", ".join(shown)}{f" and {len(sizes) - 4} others" if len(sizes) > 4 else ""}')
@@ -232,10 +235,7 @@ def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> 
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print('  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    empty = sum(
-        all(labels.new_ids[value & 0xFF if labels.kind == 'grey' else value] == IGNORED for value in look.values)
-        for look in looks.values()
-    )
+    empty = sum(all(labels.new_ids[value] == IGNORED for value in look.values) for look in looks.values())
     rare = [
         labels.classes[labels.new_ids[v]]
         for v, (n, _) in occurring.items()
@@ -245,6 +245,21 @@ def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> 
         print(f'  rare: {", ".join(rare)}. If these are stray values and no classes, name the classes or --ignore them.')
     if empty:
         print(f'  {empty} masks have no labelled pixel: nothing is learnt from their images.')
+
+
+def say_white(labels, occurring: dict[int, tuple[int, int]], classes: dict | None, ignored: set) -> None:
+    """Print what 255 was taken for, where the user did not say it."""
+    from mmseg_eomt.data.labels import IGNORED, WHITES
+
+    if labels.kind == 'colours':
+        return
+    for white in set(WHITES) & occurring.keys() - ignored - set((classes or {}).values()):
+        new = labels.new_ids[white]
+        if new == IGNORED:
+            fix = f'give a file of classes in which a line "NAME {white}" names it'
+            print(f'  {white} is not trained on, as usual. If it is a class, {fix}.')
+        elif 1 in occurring:
+            print(f'  {white} is {labels.classes[new]}, as 1 is. If it is not to be trained on, add --ignore {white}.')
 
 
 def say_problems(problems: list[str], num_pairs: int, skip: bool) -> None:
@@ -262,10 +277,17 @@ def say_split(train: list[str], val: list[str], looks: dict, labels) -> None:
     """Print the numbers of images, and which classes training would never see."""
     print(f'{len(train)} images to train on, {len(val)} to evaluate on')
     for title, names in (('training', train), ('evaluation', val)):
-        seen = {labels.new_ids[v & 0xFF if labels.kind == 'grey' else v] for name in names for v in looks[name].values}
+        seen = {labels.new_ids[value] for name in names for value in looks[name].values}
         absent = [name for i, name in enumerate(labels.classes) if i not in seen]
         if absent:
             print(f'  not in the images for {title}: {", ".join(absent)}')
+
+
+def refuse_own_files(folder: Path, files: set[Path]) -> None:
+    """Raise a ValueError where a folder that is to be written has files of the user's in it."""
+    own = next((file for file in sorted(files) if folder.resolve() in file.resolve().parents), None)
+    if own:
+        raise ValueError(f'The class ids go to {folder}, and {own} is there: give another --name, and your files stay.')
 
 
 def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
@@ -284,12 +306,13 @@ def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
 def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[str], val: list[str]) -> None:
     """Draw some images under their masks, evenly taken from both parts."""
     from mmseg_eomt.data.files import read_mask
+    from mmseg_eomt.data.images import AS_A_RUN
     from mmseg_eomt.pictures import overlay, sheet, with_legend
 
     pictures, titles = [], []
     for title, names in (('train', train), ('val', val)):
         for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
-            image = np.array(ImageOps.exif_transpose(Image.open(image_of[names[i]])).convert('RGB'))
+            image = AS_A_RUN.read(image_of[names[i]])[..., ::-1]
             ids = labels.ids(*read_mask(mask_of[names[i]]))
             present = [k for k in range(len(labels.classes)) if (ids == k).any()]
             pictures.append(with_legend(overlay(image, ids, labels.palette), labels.classes, labels.palette, present))

@@ -24,30 +24,42 @@ VIDEO_TYPES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 
 def main() -> None:
     """Run the command."""
+    from mmseg_eomt.whole import check_writable
+
     args = parse_args()
     try:
         inputs = find_inputs(args.inputs, args.out)
-        predictor = Predictor(args)
+        for name in ('overlays', 'labels'):
+            check_writable(args.out / name)
+        failed = predict(inputs, Predictor(args), args.batch_size)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f'predict: {error}')
-    failed = []
+    if len(failed) < len(inputs):
+        print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
+    if failed:
+        sys.exit('\n  '.join([f'predict: {len(failed)} of {len(inputs)} inputs could not be predicted:', *failed]))
+
+
+def predict(inputs: list[tuple[Path, str]], predictor: 'Predictor', batch_size: int) -> list[str]:
+    """Write the results of all inputs; a sentence for each that has none."""
+    failed: list[str] = []
     images = [item for item in inputs if not is_video(item[0])]
     with tqdm(total=len(images), desc='Images', unit='images', disable=not images) as bar:
-        for batch in batches(read_images(images, failed), args.batch_size):
-            for (_, name), image, labels in zip(*batch, predictor.labels(batch[1])):
-                predictor.save(name, image, labels)
-            bar.update(len(batch[0]))
-        bar.update(len(failed))
+        for sources, batch in batches(read_images(images, failed), batch_size):
+            for (path, name), image, labels in zip(sources, batch, predictor.labels(batch)):
+                if isinstance(labels, str):
+                    failed.append(f'{path}: {labels}')
+                else:
+                    predictor.save(name, image, labels)
+            bar.update(len(batch))
+        bar.update(len(images) - bar.n)
     for path, name in inputs:
         if is_video(path):
             try:
                 predictor.video(path, name)
             except ValueError as error:
-                failed.append(str(error))
-    if len(failed) < len(inputs):
-        print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
-    if failed:
-        sys.exit('\n  '.join([f'predict: {len(failed)} of {len(inputs)} inputs could not be read:', *failed]))
+                failed.append(f'{path}: {error}')
+    return failed
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,11 +93,17 @@ class Predictor:
         self.model = load_model(args.config, args.checkpoint, args.device, args.cfg_options)
         self.classes, self.palette = (list(self.model.dataset_meta[name]) for name in ('classes', 'palette'))
 
-    def labels(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Class ids (H, W) of images (H, W, 3), BGR, of one size."""
+    def labels(self, images: list[np.ndarray]) -> list[np.ndarray | str]:
+        """Class ids (H, W) of images (H, W, 3), BGR, of one size; a sentence for one that cannot be predicted."""
         from mmseg.apis import inference_model
 
-        results = inference_model(self.model, images)
+        try:
+            results = inference_model(self.model, images)
+        except Exception as error:  # of any library; such as an image of one row, of which resizing leaves none
+            if len(images) > 1:  # too many for the memory, perhaps
+                return [labels for image in images for labels in self.labels([image])]
+            height, width = images[0].shape[:2]
+            return [f'there is no prediction of {width}×{height} pixels ({str(error).strip() or type(error).__name__})']
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return [result.pred_sem_seg.data[0].cpu().numpy().astype(dtype) for result in results]
 
@@ -105,31 +123,35 @@ class Predictor:
         """Write a video's overlay and its frames' labels.
 
         Raises:
-            ValueError: If it cannot be read, or there is no encoder.
+            ValueError: If it cannot be read or predicted, or there is no encoder.
         """
+        from mmseg_eomt.whole import whole_file
+
         video = cv2.VideoCapture(str(path))
         rate = video.get(cv2.CAP_PROP_FPS) or 25
-        out, number, writer = self.args.out / 'overlays' / f'{name}.mp4', 0, None
-        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        with tqdm(total=max(total, 0) or None, desc=path.name, unit='frames') as bar:
+        number, writer = 0, None
+        total = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
+        out = whole_file(self.args.out / 'overlays' / f'{name}.mp4')
+        with out as new, tqdm(total=total, desc=path.name, unit='frames') as bar:
             frames = (((None, None), frame) for frame in read_frames(video))
             for _, images in batches(frames, self.args.batch_size):
                 for image, labels in zip(images, self.labels(images)):
+                    if isinstance(labels, str):
+                        raise ValueError(labels)
                     # all classes are named: the legend must not change from frame to frame
                     picture = self.picture(image, labels, list(range(len(self.classes))))
                     height, width = (side - side % 2 for side in picture.shape[:2])  # encoders take even sides
                     if writer is None:
-                        out.parent.mkdir(parents=True, exist_ok=True)
-                        writer = cv2.VideoWriter(str(out), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
+                        writer = cv2.VideoWriter(str(new), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
                         if not writer.isOpened():
-                            raise ValueError(f'{out} could not be written: OpenCV has no mp4 encoder here.')
+                            raise ValueError('its overlay could not be written: OpenCV has no mp4 encoder here')
                     writer.write(np.ascontiguousarray(picture[:height, :width]))
                     write(self.args.out / 'labels' / name / f'{number:06d}.png', labels)
                     number += 1
                     bar.update()
-        if writer is None:
-            raise ValueError(f'{path}: the video cannot be read, or holds no frame')
-        writer.release()
+            if writer is None:
+                raise ValueError('the video cannot be read, or holds no frame')
+            writer.release()
 
 
 def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
@@ -139,14 +161,13 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
         ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
     """
     from mmseg_eomt.data.files import IMAGE_TYPES
+    from mmseg_eomt.data.scan import files_in
 
     inputs: dict[str, Path] = {}
     results = {(out / name).resolve() for name in ('labels', 'overlays')}
     for path in given:
         if path.is_dir():
-            types = (*IMAGE_TYPES, *VIDEO_TYPES)
-            files = (file for file in path.rglob('*') if file.suffix.lower() in types and file.is_file())
-            found = sorted(file for file in files if not file.name.startswith('.'))
+            found = files_in(path, (*IMAGE_TYPES, *VIDEO_TYPES))
             own = results - {path.resolve(), *path.resolve().parents}
             earlier = {file for file in found if not own.isdisjoint(file.resolve().parents)}
             if earlier:
@@ -180,17 +201,14 @@ def is_video(path: Path) -> bool:
 
 def read_images(inputs: list[tuple[Path, str]], failed: list[str]) -> Iterator[tuple[tuple[Path, str], np.ndarray]]:
     """Images (H, W, 3), BGR, with their inputs; what cannot be read is noted in ``failed``."""
-    from mmseg_eomt.data.files import image_size
+    from mmseg_eomt.data.images import AS_A_RUN, inspect_image
 
     for path, name in inputs:
         try:
-            image_size(path)
+            inspect_image(path)
+            image = AS_A_RUN.read(path)
         except ValueError as error:
             failed.append(str(error))
-            continue
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            failed.append(f'{path}: the image cannot be read')
         else:
             yield (path, name), image
 
@@ -220,8 +238,10 @@ def batches(items: Iterator, size: int) -> Iterator[tuple[list, list]]:
 
 def write(path: Path, image: np.ndarray) -> None:
     """Write a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image).save(path)
+    from mmseg_eomt.whole import whole_file
+
+    with whole_file(path) as new:
+        Image.fromarray(np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image).save(new)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.backend_bases import FigureCanvasBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
 UNDECIDED = 0.1, 0.9
@@ -23,6 +24,8 @@ UNDECIDED = 0.1, 0.9
 
 def main() -> None:
     """Run the command."""
+    from mmseg_eomt.whole import check_writable
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the model')
     parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
@@ -32,7 +35,10 @@ def main() -> None:
     parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
     args = parser.parse_args()
     out = args.out or Path(f'queries_{args.image.stem}.png')
+    if out.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        parser.error(f'--out is a picture, such as .png or .pdf, got {out}')
     try:
+        check_writable(out.parent)
         show_queries(args, out)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f'show_queries: {error}')
@@ -42,11 +48,11 @@ def main() -> None:
 @torch.no_grad()
 def show_queries(args: argparse.Namespace, out: Path) -> None:
     """Predict and draw."""
-    from mmseg_eomt.data.files import image_size
+    from mmseg_eomt.data.images import inspect_image
     from mmseg_eomt.inference import load_model
     from mmseg_eomt.models import EoMTHead
 
-    image_size(args.image)
+    inspect_image(args.image)
     model = load_model(args.config, args.checkpoint, args.device)
     if not isinstance(model.decode_head, EoMTHead):
         raise ValueError(
@@ -77,7 +83,7 @@ def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
     data, _ = _preprare_data(str(path), model)
     image = model.data_preprocessor(data, False)['inputs']
     test_cfg = model.test_cfg
-    if test_cfg.get('mode') != 'slide':
+    if test_cfg.get('mode', 'whole') == 'whole':
         return image
     window = [min(side, crop) for side, crop in zip(image.shape[-2:], test_cfg.crop_size)]
     top, left = ((side - part) // 2 for side, part in zip(image.shape[-2:], window))
@@ -101,6 +107,8 @@ def draw(picture: np.ndarray, rows: list[tuple[str, tuple, list[torch.Tensor]]],
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
+    from mmseg_eomt.whole import whole_file
+
     num_layers = len(rows[0][2]) if rows else 1
     width = 2.4
     height = width * picture.shape[0] / picture.shape[1] + 0.25
@@ -120,8 +128,8 @@ def draw(picture: np.ndarray, rows: list[tuple[str, tuple, list[torch.Tensor]]],
             undecided = ((mask > UNDECIDED[0]) & (mask < UNDECIDED[1])).float().mean()
             place = 'after the last' if layer == num_layers - 1 else f'before joint block {layer + 1}'
             axis.set_title(f'{place}: {undecided:.0%} undecided', fontsize=7)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    with whole_file(out) as new:
+        figure.savefig(new, dpi=110)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,7 @@
 # ADE20K at data/ade/ADEChallengeData2016: images whose longer side is 512 times 0.5 to 2, padded and cropped to 512×512;
-# evaluated with a shorter side of 512. The published pipeline.
+# evaluated at a shorter side of 512, whatever the longer one is. The published pipeline.
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
-scale = (2048, 512)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
@@ -15,7 +14,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='EoMTResize', size=crop_size),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
@@ -51,7 +50,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((1536, 384), (2048, 512), (2560, 640))],
+            [dict(type='EoMTResize', size=size) for size in (384, 512, 640)],
             [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
             [dict(type='LoadAnnotations', reduce_zero_label=True)],
             [dict(type='PackSegInputs')],

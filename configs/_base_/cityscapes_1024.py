@@ -1,7 +1,6 @@
 # As cityscapes_640.py with 1024 in place of 640, so that images are evaluated at their full size: the published pipeline.
 _base_ = 'cityscapes_640.py'
 crop_size = (1024, 1024)
-scale = (2048, 1024)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -14,7 +13,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='EoMTResize', size=crop_size),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -26,7 +25,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((1536, 768), (2048, 1024), (2560, 1280))],
+            [dict(type='EoMTResize', size=size) for size in (768, 1024, 1280)],
             [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],

@@ -1,5 +1,5 @@
 # Cityscapes, or data in its layout, at data/cityscapes: images whose longer side is 640 times 0.5 to 2, padded and cropped
-# to 640×640; evaluated with a shorter side of 640. The published pipeline, at this size.
+# to 640×640; evaluated at a shorter side of 640. The published pipeline, at this size.
 data_root = 'data/cityscapes'
 crop_size = (640, 640)
 train_pipeline = [
@@ -14,7 +14,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(1280, 640), keep_ratio=True),
+    dict(type='EoMTResize', size=crop_size),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -50,7 +50,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((960, 480), (1280, 640), (1600, 800))],
+            [dict(type='EoMTResize', size=size) for size in (480, 640, 800)],
             [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],

@@ -7,7 +7,7 @@ pretrained = dict(
     checkpoint='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth',
 )
 model = dict(
-    type='EncoderDecoder',
+    type='EoMTSegmentor',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
@@ -20,5 +20,6 @@ model = dict(
     backbone=dict(type='EoMTViT', arch=arch, img_size=image_size, init_cfg=pretrained),
     decode_head=dict(type='EoMTHead', arch=arch, num_classes=num_classes, init_cfg=pretrained),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=image_size, stride=image_size),
+    # as published; mode='slide' for the toolbox's windows, which alone have a stride
+    test_cfg=dict(mode='slide_evenly', crop_size=image_size, stride=image_size),
 )

@@ -2,5 +2,6 @@
 _base_ = ['eomt_vit-l.py', 'schedule_cityscapes_107e.py', 'runtime.py']
 custom_hooks = [dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05), dict(type='MaskAnnealingHook')]
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay=1.0))
+model = dict(test_cfg=dict(mode='slide'))  # the toolbox's windows, for its pipelines
 train_cfg = dict(max_iters=80000, val_interval=8000)
 default_hooks = dict(checkpoint=dict(interval=4000))

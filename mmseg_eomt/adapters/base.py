@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
-from mmengine.runner import CheckpointLoader, load_state_dict
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
-from mmseg_eomt.weights.fit import fit_checkpoint
+from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
+from mmseg_eomt.weights.fit import fit_checkpoint, load_fitted
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -153,7 +154,9 @@ def differing(weights: dict[str, Tensor], base: dict[str, Any]) -> Iterator[str]
             yield f'{name}: {shape}:{_digest(weights[name])}, in training {":".join(noted.split(":")[:2])}'
 
 
-def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] = ()) -> None:
+def restore_base(
+    model: nn.Module, base: dict[str, Any], brought: Iterable[str] = (), source: str = 'The checkpoint'
+) -> None:
     """Bring a plain model's weights to those that adapters were trained on.
 
     They are left alone if they are known to be the same already. Otherwise ``init_cfg`` is carried out, the model's own
@@ -164,6 +167,7 @@ def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] 
         model: A segmentor without adapters.
         base: As :func:`describe_base` returned.
         brought: Names of weights that will come otherwise; only asked for where no fingerprints tell the base.
+        source: The adapters' file, for messages.
 
     Raises:
         OSError: If a noted file is not there, with what to set.
@@ -174,8 +178,8 @@ def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] 
     own, noted = pretrained_sources(model), base['init_cfg']
     if not (own or noted or base['load_from']):
         raise ValueError(
-            'The adapters come without a word of the base that they were trained on, and the model names none: set '
-            "model.init_cfg=dict(type='Pretrained', checkpoint='<the base>'), or load it and then use load_adapter."
+            f'{source} does not record the base that its adapters were trained on, and the model names none: set '
+            f"model.init_cfg=dict(type='Pretrained', checkpoint='<the base>'), or load it and then use load_adapter."
         )
     whole = '' in own and own[''] != noted.get('')  # the base in one file that training did not name
     if base['load_from'] and base['fingerprints'] and not whole and _is_all_of_it(model, base):
@@ -196,16 +200,16 @@ def restore_base(model: nn.Module, base: dict[str, Any], brought: Iterable[str] 
         told.append(f'load_from: {base["load_from"]}')
     if wrong:
         raise ValueError(
-            f'The adapters were trained on another base: {len(wrong)} of {len(base["fingerprints"])} of its weights differ '
-            f'({"; ".join(wrong[:2])}). Found were {", ".join(told) or "no files"}; in training it was {_told(base)}. '
-            f'Set init_cfg as in training.'
+            f'The adapters of {source} were trained on another base: {len(wrong)} of {len(base["fingerprints"])} weights '
+            f'differ ({"; ".join(wrong[:2])}). Found were {", ".join(told) or "no files"}; in training it was '
+            f'{_told(base)}. Set init_cfg as in training.'
         )
     covered = loaded | set(brought)
     absent = [name for name, _ in model.named_parameters() if name not in covered] if not base['fingerprints'] else []
     if absent:
         raise ValueError(
-            f'The adapters come without a word of their base, and {len(absent)} weights, such as {absent[0]}, are neither '
-            f"with them nor in {', '.join(told)}: set model.init_cfg=dict(type='Pretrained', checkpoint='<the base>')."
+            f'{source} does not record the base of its adapters, and {len(absent)} weights, such as {absent[0]}, are '
+            f"neither in it nor in {', '.join(told)}: set model.init_cfg=dict(type='Pretrained', checkpoint='<the base>')."
         )
 
 
@@ -246,9 +250,10 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{checkpoint} is not there. {_CURE}') from error
+    check_noted(noted_arch(loaded), arch_of(model), checkpoint)
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
-    load_state_dict(model, fit_checkpoint(model, weights, training=True, source=checkpoint))
+    load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint), checkpoint)
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

@@ -1,63 +1,66 @@
 """Checkpoints with adapters: what is noted in them, what they leave out, and how a model takes them."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.base import differing, named_weights, restore_base
-from mmseg_eomt.adapters.config import as_values, changes_base, differences, from_values
+from mmseg_eomt.adapters.config import as_values, changes_base, differences
+from mmseg_eomt.adapters.config_file import config_for, peft_errors
 from mmseg_eomt.adapters.inject import inject
-from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
+from mmseg_eomt.adapters.names import (
+    adapter_entries,
+    adapter_names,
+    belongs_to,
+    is_adapter,
+    plain_name,
+    tuner_layers,
+    within,
+)
+from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types, note
 from mmseg_eomt.adapters.precision import ReducedLinear, quantized_layers
+from mmseg_eomt.adapters.undo import unchanged_on_error
+from mmseg_eomt.weights.values import check_kind
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-KEY = 'adapter'  # of the note in a checkpoint's meta
-UNKNOWN_BASE: dict[str, Any] = dict(init_cfg={}, load_from=None, fingerprints={})
+SOURCE = 'mmseg_eomt.source'  # in the metadata of a state dict: the file that it was read from
 
 
-def note(
-    config: 'PeftConfig | None',
-    trainable_modules: Sequence[str],
-    base: dict[str, Any],
-    complete: bool,
-    base_precision: str = 'fp32',
-) -> dict[str, Any]:
-    """What a checkpoint says of its adapters, in plain values.
-
-    Args:
-        config: PEFT's config; None if nothing is targeted.
-        trainable_modules: Modules trained beside the adapters.
-        base: As :func:`~.base.describe_base` returned.
-        complete: Whether the base weights are in the checkpoint.
-        base_precision: How they were kept in memory (:mod:`~.precision`).
-    """
-    return dict(
-        peft=as_values(config) if config else None,
-        trainable_modules=list(trainable_modules),
-        base=base,
-        complete=complete,
-        base_precision=base_precision,
-    )
-
-
-def note_of(checkpoint: dict | None) -> dict[str, Any] | None:
+def note_of(checkpoint: dict | None, source: str = '') -> dict[str, Any] | None:
     """A loaded checkpoint's note; None for a plain one.
 
     One with adapters but without a note, as other code may write it, is of unknown config; it holds its base if it has
     the layers below the adapters.
+
+    Args:
+        checkpoint: As it was loaded.
+        source: Its file, for messages. Default: what its weights are marked with.
+
+    Raises:
+        ValueError: If its ``meta``, or the note in it, is not what a checkpoint has there.
     """
     if checkpoint is None:
         return None
-    found = checkpoint.get('meta', {}).get(KEY)
-    if found is None and any(is_adapter(name) for name in weights_of(checkpoint)):
-        complete = any('.base_layer.' in name for name in weights_of(checkpoint))
-        return note(None, [], UNKNOWN_BASE, complete)
-    return found
+    weights = weights_of(checkpoint)
+    source, meta = source or source_of(weights), checkpoint.get('meta') or {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f'{source} is no checkpoint: its meta is a {type(meta).__name__}, not a dict.')
+    if KEY in meta:
+        check_types(meta[KEY], source)
+        return meta[KEY]
+    if any(is_adapter(name) for name in weights):
+        return note(None, [], UNKNOWN_BASE, any('.base_layer.' in name for name in weights))
+    return None
+
+
+def source_of(weights: Any) -> str:
+    """The file that weights were read from, for messages."""
+    return getattr(weights, '_metadata', {}).get(SOURCE) or 'The checkpoint'
 
 
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:
@@ -100,25 +103,28 @@ def check_note(given: dict[str, Any], config: 'PeftConfig | None', source: str) 
         )
 
 
-def adapt(model: nn.Module, given: dict[str, Any], brought: Iterable[str] = ()) -> None:
+def adapt(model: nn.Module, given: dict[str, Any], weights: dict[str, Tensor], source: str = 'The checkpoint') -> None:
     """Prepare a plain model for a checkpoint with adapters: base weights, then adapters as noted.
 
     Args:
         model: The plain model.
         given: The checkpoint's note.
-        brought: Names of the weights in the checkpoint (:func:`brought_by`).
+        weights: What is in it.
+        source: Its file, for messages.
 
     Raises:
         OSError: If a file of the base is not there.
-        ValueError: If the base is another one, or the note lacks the adapters' config.
+        ValueError: If the base is another one, the note lacks the adapters' config, or the model cannot take them.
     """
     if given['peft'] is None and given['base'] is UNKNOWN_BASE:
         raise ValueError(
-            'The checkpoint has adapters but does not say which: load it with LoRAHook in custom_hooks, set as in training.'
+            f'{source} has adapters but does not say which: load it with LoRAHook in custom_hooks, set as in training.'
         )
+    config = config_for(given['peft'], weights, source) if given['peft'] else None
     if not given['complete']:
-        restore_base(model, given['base'], brought)
-    matches = inject(model, from_values(given['peft']) if given['peft'] else None, given['trainable_modules'])
+        restore_base(model, given['base'], brought_by(weights), source)
+    with peft_errors(source):
+        matches = inject(model, config, given['trainable_modules'])
     layers = sum(len(names) for names in matches.values())
     print_log(f'Adapters in {layers} layers, as noted in the checkpoint', logger='current')
 
@@ -128,51 +134,120 @@ def brought_by(state_dict: dict[str, Tensor]) -> set[str]:
     return {plain_name(name.removeprefix('base_model.model.')) for name in state_dict}
 
 
-def completed(model: nn.Module, state_dict: dict[str, Tensor], prefix: str = '', new_run: bool = False) -> dict[str, Tensor]:
+def completed(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str = '',
+    new_run: bool = False,
+    source: str = '',
+    modules: Sequence[str] = (),
+) -> dict[str, Tensor]:
     """A checkpoint's weights with what it left out, taken from the adapted model.
+
+    It may leave out the base. The adapters, frozen or not, and the modules trained beside them have to be there.
 
     Args:
         model: The adapted model, its base restored.
         state_dict: The checkpoint's.
         prefix: What the names in it begin with, such as an EMA copy's ``'module.'``.
-        new_run: Whether training starts from it: modules that are trained whole may then be missing in an adapter of PEFT's,
-            or be of another shape, and start as they are in the model.
+        new_run: Whether training starts from it: fully trained modules may then be missing in an adapter of PEFT's, or be
+            of another shape, and start as they are in the model.
+        source: The file, for messages. Default: what the weights are marked with.
+        modules: Those that the file says were trained beside the adapters, also where they are frozen in the model.
 
     Raises:
         RuntimeError: If the checkpoint's weights are not those that the model needs.
     """
+    source = source or source_of(state_dict)
     from_peft = any(name.startswith('base_model.model.') for name in state_dict)
     if from_peft:
         from mmseg_eomt.adapters.files import from_peft_names
 
         state_dict = from_peft_names(model, state_dict)
     own = {f'{prefix}{name}': value for name, value in model.state_dict().items()}
-    trained = {f'{prefix}{name}' for name, parameter in model.named_parameters() if parameter.requires_grad}
-    may_start_anew = trained - {f'{prefix}{name}' for name in adapter_names(model)} if new_run else set()
-    absent = sorted(trained - state_dict.keys() - (may_start_anew if from_peft else set()))
-    unknown = sorted(name for name in state_dict.keys() - own.keys() if name.startswith(prefix))
+    adapters = {f'{prefix}{name}' for name in _needed_adapters(model, state_dict, from_peft)}
+    beside = {f'{prefix}{name}' for name in _trained_beside(model, modules)} - adapters
+    if new_run:
+        anew = [name for name in state_dict if name in beside and state_dict[name].shape != own[name].shape]
+        if anew:
+            shapes = [_shapes(name, state_dict, own) for name in anew]
+            print_log(f'Of another shape, and re-initialised: {"; ".join(shapes)}', logger='current')
+        state_dict = {name: value for name, value in state_dict.items() if name not in anew}
+        beside -= {*anew, *(beside if from_peft else ())}
+    given = {name: value for name, value in state_dict.items() if name in own or name.startswith(prefix)}
+    compare(given, own, source, adapters | beside)
+    return OrderedDict({**own, **state_dict})
+
+
+def compare(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, needed: Collection[str] | None = None
+) -> None:
+    """Make sure that weights from a file are those that a model takes.
+
+    Args:
+        given: From the file.
+        own: The model's, of the same names.
+        source: The file, for the message.
+        needed: Names that have to be given. Default: all of the model's.
+
+    Raises:
+        RuntimeError: If some are missing, unknown or of another shape; position embeddings may be.
+        ValueError: If some are of integers where the model has floating-point numbers.
+    """
+    needed = own.keys() if needed is None else needed
+    absent, unknown = sorted(set(needed) - given.keys()), sorted(given.keys() - own.keys())
     other = [
-        f'{name}: checkpoint {tuple(value.shape)}, model {tuple(own[name].shape)}'
-        for name, value in state_dict.items()
-        if name in own and value.shape != own[name].shape and not name.endswith('pos_embed')
+        _shapes(name, given, own)
+        for name in given.keys() & own.keys()
+        if given[name].shape != own[name].shape and not name.endswith('pos_embed')
     ]
-    anew = [line for line in other if line.split(':')[0] in may_start_anew]
-    if anew:
-        print_log(f'Of another shape, and made anew: {"; ".join(anew)}', logger='current')
-        dropped = {line.split(':')[0] for line in anew}
-        state_dict = {name: value for name, value in state_dict.items() if name not in dropped}
-        other = [line for line in other if line not in anew]
-    problems = [
-        f'lacks {len(absent)} of the {len(trained)} weights that are trained here, such as {absent[:3]}' if absent else '',
-        f'has {len(unknown)} weights that the model has not, such as {unknown[:3]}' if unknown else '',
-        f'has {len(other)} weights of another shape, such as {"; ".join(other[:2])}' if other else '',
-    ]
+    problems = (
+        absent and f'lacks {len(absent)} of the {len(needed)} weights of adapters and trained modules, such as {absent[:3]}',
+        unknown and f'has {len(unknown)} weights that the model has not, such as {unknown[:3]}',
+        other and f'has {len(other)} weights of another shape, such as {"; ".join(sorted(other)[:2])}',
+    )
     if any(problems):
         raise RuntimeError(
-            f'The checkpoint {", and ".join(filter(None, problems))}: set the model, target_modules and trainable_modules '
-            f'as they were in training.'
+            f'{source} {", and ".join(filter(None, problems))}: set the model, target_modules and trainable_modules as they '
+            f'were in training, or use a file that is complete.'
         )
-    return OrderedDict({**own, **state_dict})
+    for name in given.keys() & own.keys():
+        check_kind(name, given[name], own[name].dtype, source)
+
+
+def _shapes(name: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return f'{name}: checkpoint {tuple(given[name].shape)}, model {tuple(own[name].shape)}'
+
+
+def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft: bool) -> set[str]:
+    """Entries of the adapters that a checkpoint is for; PEFT's format leaves out what PEFT makes again."""
+    if from_peft:
+        from mmseg_eomt.adapters.files import names_in_peft
+
+        return set(names_in_peft(model).values())
+    others = [
+        adapter
+        for adapter in getattr(model, 'peft_config', {})
+        if adapter != 'default' and not any(belongs_to(name, adapter) for name in state_dict)
+    ]
+    return {name for name in adapter_entries(model) if not any(belongs_to(name, other) for other in others)}
+
+
+def _trained_beside(model: nn.Module, modules: Sequence[str]) -> set[str]:
+    """Parameters that train in no adapter, or were trained as the file says, and the statistics of norms beside them."""
+    whole = [name for name, _ in model.named_modules() if name and name.endswith(tuple(modules))]
+    others = {*adapter_names(model), *adapter_entries(model)}
+    trained = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or (within(name, whole) and '.original_module.' not in name)
+    } - others
+    parents = {name.rpartition('.')[0] for name in trained}
+    return trained | {
+        name
+        for name, _ in model.named_buffers()
+        if name.endswith(('.running_mean', '.running_var')) and name.rpartition('.')[0] in parents
+    }
 
 
 def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,16 +258,18 @@ def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor])
         RuntimeError: If the checkpoint's weights are not those that the model needs.
         ValueError: If config or base are not those of training, with what differs.
     """
-    if not tuner_layers(model):
-        adapt(model, given, brought_by(state_dict))
-    else:
-        check_note(given, model.peft_config.get('default'), 'The checkpoint')
+    source = source_of(state_dict)
+    if tuner_layers(model):
+        check_note(given, model.peft_config.get('default'), source)
         if not given['complete']:
-            check_same_base(model, given)
-    return completed(model, state_dict)
+            check_same_base(model, given, source)
+        return completed(model, state_dict, modules=given['trainable_modules'])
+    with unchanged_on_error(model):
+        adapt(model, given, state_dict, source)
+        return completed(model, state_dict, modules=given['trainable_modules'])
 
 
-def check_same_base(model: nn.Module, given: dict[str, Any]) -> None:
+def check_same_base(model: nn.Module, given: dict[str, Any], source: str = 'The checkpoint') -> None:
     """Make sure that an adapted model stands on the base that a checkpoint was trained on.
 
     Layers whose base weights the method itself changes (PiSSA and the like), or that are kept in fewer bits, cannot be
@@ -209,6 +286,6 @@ def check_same_base(model: nn.Module, given: dict[str, Any]) -> None:
     wrong = list(differing(named_weights(model), dict(base, fingerprints=compared)))
     if wrong:
         raise ValueError(
-            f'The adapters were trained on another base: {len(wrong)} of {len(compared)} weights differ '
+            f'The adapters of {source} were trained on another base: {len(wrong)} of {len(compared)} weights differ '
             f'({"; ".join(wrong[:2])}).'
         )

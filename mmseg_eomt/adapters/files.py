@@ -3,18 +3,22 @@
 import copy
 import json
 import os
-import warnings
+import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.checkpoint import KEY, UNKNOWN_BASE, check_note, check_same_base, completed
-from mmseg_eomt.adapters.config import as_values, changes_base, draws_base_change, from_values, import_peft
-from mmseg_eomt.adapters.inject import settle
-from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_wrapper, plain_name, tuner_layers
+from mmseg_eomt.adapters.config import as_values, draws_base_change, import_peft
+from mmseg_eomt.adapters.config_file import digest_of, read_config
+from mmseg_eomt.adapters.names import is_wrapper, plain_name, tuner_layers
+from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types
+from mmseg_eomt.weights.files import read_file, read_safetensors, write_safetensors
+from mmseg_eomt.weights.values import check_values
+from mmseg_eomt.whole import is_unfinished, whole_folder
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
+HEADER, DIGEST = 'mmseg_eomt', 'config_digest'  # in the metadata of the weights, and in what is noted there
 PREFIX = 'base_model.model.'  # of every name in PEFT's format
 _UNWRAPPED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # which PEFT cannot save whole
 
@@ -39,30 +43,54 @@ def save_adapter(
 
     Args:
         model: A model after :func:`~.inject.inject`.
-        folder: Where to; made if it is not there, and its two files are replaced.
+        folder: Where to. An adapter that is there already is replaced as a whole, and other files beside it are kept.
         state_dict: Weights to take in place of the model's, under the model's names.
         base: What is known of the base weights (:func:`~.base.describe_base`); written into the file's header.
         meta: Further plain values for the header, such as ``dataset_meta``.
         name: Which of the model's adapters. Default: ``'default'``.
 
     Raises:
-        ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`).
+        ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`),
+            or if the folder is there and no adapter's.
     """
     check_exportable(model, base, name)
-    from safetensors.torch import save
-
+    folder = Path(folder).resolve()  # behind a link, which stays
+    if folder.exists() and not (folder.is_dir() and (_is_adapters(folder) or not any(folder.iterdir()))):
+        raise ValueError(
+            f'{folder} is there already, and is no folder of an adapter, which would be replaced: name another.'
+        )
     names, whole = peft_names(model, name), whole_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
-    tensors = {new: weights[old].detach().cpu().contiguous().clone() for old, new in names.items()}
+    tensors = {new: weights[old].detach().clone() for old, new in names.items()}
     config = copy.copy(model.peft_config[name])
     config.modules_to_save = whole or config.modules_to_save
     config.inference_mode = True
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = dict(format='pt', mmseg_eomt=json.dumps(dict(base=base or UNKNOWN_BASE, **(meta or {})), default=list))
-    _write(folder / WEIGHTS, save(tensors, metadata=header))
-    _write(folder / CONFIG, f'{json.dumps(as_values(config), indent=2, sort_keys=True)}\n'.encode())
+    values = as_values(config)
+    known = {**(meta or {}), 'base': base or UNKNOWN_BASE, DIGEST: digest_of(values)}
+    with whole_folder(folder) as new:
+        if folder.exists():
+            shutil.copytree(folder, new, symlinks=True, ignore=_own_files, copy_function=_link, dirs_exist_ok=True)
+        write_safetensors(new / WEIGHTS, tensors, {HEADER: json.dumps(known, default=list)})
+        (new / CONFIG).write_text(f'{json.dumps(values, indent=2, sort_keys=True)}\n', encoding='utf-8')
+
+
+def _is_adapters(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG, WEIGHTS, OLD_WEIGHTS))
+
+
+def _own_files(folder: str, names: list[str]) -> list[str]:
+    """Those of PEFT's format, and what earlier versions left when they were killed; the others are a user's."""
+    ours = (CONFIG, WEIGHTS, OLD_WEIGHTS, f'{CONFIG}.new', f'{WEIGHTS}.new')
+    return [name for name in names if name in ours]
+
+
+def _link(source: str, target: str) -> None:
+    """A file under a second name, or a copy where there are no links: the first goes with the old folder."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name: str = 'default') -> None:
@@ -91,127 +119,48 @@ def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name:
         )
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file at once: whoever reads it meets the old one or the new, and never half of it."""
-    new = path.with_name(f'{path.name}.new')
-    new.write_bytes(data)
-    os.replace(new, path)
-
-
-def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', trainable: bool = False) -> None:
-    """Load an adapter from a folder in PEFT's format, ours or one that PEFT has written.
-
-    Where the model has an adapter of this name, its values are replaced. Otherwise the layers that the folder's config names
-    are adapted, beside adapters of other names; :func:`set_adapter` chooses between them, and this one is chosen.
-
-    Args:
-        model: A model with its base weights in.
-        folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: What the adapter is to be called. Default: ``'default'``.
-        trainable: Whether it is to be trained on. Default: False.
-
-    Raises:
-        FileNotFoundError: If the folder lacks a file.
-        RuntimeError: If the adapter does not fit the model.
-        ValueError: If it was trained on other base weights.
-    """
-    checkpoint = read_folder(folder)
-    given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
-    present = getattr(model, 'peft_config', {})
-    if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):
-        raise ValueError(
-            'Adapters that change the base (PiSSA and the like) go beside no others: load one on a plain model.'
-        )
-    check_same_base(model, given)
-    if name in present:
-        if name != 'default':
-            raise ValueError(f'The model has an adapter {name!r} already: give this one another name.')
-        check_note(given, present[name], str(folder))
-        model.load_state_dict(completed(model, weights))
-        return
-    from peft import inject_adapter_in_model, set_peft_model_state_dict
-    from peft.functional import cast_adapter_dtype, delete_adapter
-    from peft.functional import set_adapter as peft_set_adapter
-
-    config = from_values(given['peft'])
-    config.modules_to_save = given['trainable_modules'] or None
-    config.inference_mode = not trainable
-    if not tuner_layers(model):
-        for parameter in model.parameters():
-            parameter.requires_grad = False
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Already found a `peft_config`')
-        inject_adapter_in_model(config, model, adapter_name=name)
-    cast_adapter_dtype(model, name)
-    settle(model)
-    try:
-        weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-        result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except KeyError as error:
-        delete_adapter(model, name)
-        raise RuntimeError(f'{folder} lacks the weights of {error}, which its config lists in modules_to_save.') from error
-    except RuntimeError:
-        delete_adapter(model, name)
-        raise
-    missing = [key for key in result.missing_keys if belongs_to(key, name)]
-    if missing or result.unexpected_keys:
-        delete_adapter(model, name)
-        raise RuntimeError(
-            f'{folder} does not fit the model: missing are {missing[:3]}, unknown {list(result.unexpected_keys)[:3]}.'
-        )
-    peft_set_adapter(model, name, inference_mode=not trainable)
-
-
-def set_adapter(model: nn.Module, name: str) -> None:
-    """Let the model use one of its adapters, with the modules that were trained beside it.
-
-    Raises:
-        ValueError: If the model has none of this name.
-    """
-    names = list(getattr(model, 'peft_config', {}))
-    if name not in names:
-        raise ValueError(f'The model has no adapter {name!r}, but {names}.')
-    from peft.functional import set_adapter as peft_set_adapter
-
-    training = any(model.get_parameter(key).requires_grad for key in adapter_names(model))
-    peft_set_adapter(model, name, inference_mode=not training)
-
-
 def read_folder(folder: str | Path) -> dict[str, Any]:
     """A folder as a checkpoint: ``state_dict`` under PEFT's names, and ``meta`` with the note of the adapter.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be read.
+        ValueError: If a file cannot be read, is damaged or not as PEFT writes it, or belongs to another adapter.
     """
     folder = Path(folder)
     path = next((folder / name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).is_file()), None)
+    if is_unfinished(folder) or any((folder / f'{name}.new').exists() for name in (CONFIG, WEIGHTS)):
+        raise ValueError(f'{folder} was not written to its end: the process was killed. Export the adapter again.')
     if not is_folder(folder) or path is None:
         raise FileNotFoundError(f'{folder} is no adapter in the format of PEFT: it needs {CONFIG} and {WEIGHTS}.')
-    header: dict[str, Any] = {}
-    try:
-        values = json.loads((folder / CONFIG).read_text())
-        if path.name == WEIGHTS:
-            from safetensors import safe_open
-
-            with safe_open(path, 'pt') as file:
-                header = json.loads((file.metadata() or {}).get('mmseg_eomt', '{}'))
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        else:
-            import torch
-
-            weights = torch.load(path, map_location='cpu', weights_only=True)
-    except (ValueError, RuntimeError, EOFError) as error:
+    values, header = read_config(folder / CONFIG), {}
+    if path.name == WEIGHTS:
+        weights, metadata = read_safetensors(path)
+        header = _read_header(path, metadata.get(HEADER, '{}'))
+    else:
+        weights = read_file(path)
+    check_values(_by_name(weights, path), path)
+    if header.pop(DIGEST, digest_of(values)) != digest_of(values):
         raise ValueError(
-            f'{folder} cannot be read ({error}): is a file of it cut short? Copy or export it again.'
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != 'SafetensorError':
-            raise
-        raise ValueError(f'{path} cannot be read ({error}): is it cut short? Copy or export it again.') from error
+            f'{folder} holds files of two adapters: {CONFIG} is not the one that {WEIGHTS} was written with. Export the '
+            f'adapter again, or copy both from one folder.'
+        )
     trainable = values.pop('modules_to_save', None) or []
     noted = dict(peft=values, trainable_modules=trainable, base=header.pop('base', UNKNOWN_BASE), complete=False)
+    check_types(noted, str(folder))
     return dict(state_dict=weights, meta={**header, KEY: noted})
+
+
+def _by_name(weights: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds a {type(weights).__name__}, not an adapter's weights by name: copy it again.")
+    return weights
+
+
+def _read_header(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f'{path} has a header that is damaged ({error}): copy or export the adapter again.') from error
 
 
 def whole_modules(model: nn.Module) -> list[str]:
@@ -229,17 +178,23 @@ def whole_modules(model: nn.Module) -> list[str]:
     return visit('', model)
 
 
+def names_in_peft(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
+    """PEFT's name, without its prefix, of all that it keeps of an adapter, and the model's name; there may be two of one."""
+    peft = import_peft()
+    state = model.state_dict()
+    by_id = {id(value): name for name, value in state.items()}
+    saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
+    return {name: by_id[id(value)] for name, value in saved.items() if id(value) in by_id}
+
+
 def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
     """The model's name of everything that is trained, and the name of it in PEFT's format.
 
     Raises:
         ValueError: If that format has no place for a parameter.
     """
-    peft = import_peft()
+    names = {name: f'{PREFIX}{new}' for new, name in names_in_peft(model, adapter).items()}
     state = model.state_dict()
-    by_id = {id(value): name for name, value in state.items()}
-    saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
-    names = {by_id[id(value)]: f'{PREFIX}{name}' for name, value in saved.items() if id(value) in by_id}
     for module in whole_modules(model):
         alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]
         if alike:

@@ -7,20 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 from tqdm import tqdm
 
-from mmseg_eomt.data.files import ids_of, image_size, read_mask
+from mmseg_eomt.data.files import describe_turned, ids_of, read_pair
+from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
 from mmseg_eomt.engine.checks import is_training, segmentor_of
+from mmseg_eomt.whole import whole_file
 
+SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
-STAMP = 'data_checked.txt'  # in the work directory
+CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
+STAMP, NUM_STAMPS = 'data_checked.txt', 12  # in the work directory: a line for each of the last splits that were in order
 PROBLEMS = 'data_problems.txt'
 
 
@@ -55,29 +60,43 @@ class LabelRule:
         return unknown
 
 
-File = tuple[str, str | None, LabelRule | None]  # image, mask, rule
+class File(NamedTuple):
+    """A sample of a dataset: its image, its mask if that is read, what the ids may be if that is known, and the reader."""
+
+    image: str
+    mask: str | None = None
+    rule: LabelRule | None = None
+    reader: Reader = AS_A_RUN
 
 
-def problem_of(image: str, mask: str | None, rule: LabelRule | None) -> str | None:
-    """What is wrong with an image and its mask, in a sentence that begins with the file, or None.
+class Found(NamedTuple):
+    """What is wrong with a sample, if anything, in a sentence that begins with the file; the image if it has a mask."""
 
-    Without a rule, the values of the mask are not looked at.
-    """
+    problem: str | None = None
+    picture: Picture | None = None
+
+
+def look_at(file: File) -> Found:
+    """Read a sample's files. Without a rule, the values of the mask are not looked at."""
     try:
-        size = image_size(image)
-        if mask is None:
-            return None
-        values, _ = read_mask(mask)
+        if file.mask is None:
+            inspect_image(file.image, file.reader)
+            return Found()
+        picture, values, _ = read_pair(file.image, file.mask, file.reader)
     except ValueError as error:
-        return str(error)
-    if values.shape[:2] != size:
-        shown = '{1}×{0}'.format(*values.shape), '{1}×{0}'.format(*size)
-        return f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}'
-    if rule is None:
-        return None
+        return Found(str(error))
+    return Found(file.rule and _wrong_ids(file.mask, values, file.rule), picture)
+
+
+def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
     if values.ndim == 3:
         return f'{mask}: the mask holds colours, not class ids (tools/init_dataset.py makes ids of them)'
-    unknown = rule.unknown(ids_of(values))
+    if 1 in values.shape:
+        return f'{mask}: the mask has a side of one pixel, and the toolbox reads no such masks'
+    ids = ids_of(values)
+    if not (ids == ids.round()).all():
+        return f'{mask}: the mask holds numbers with fractions ({values.dtype}), not class ids'
+    unknown = rule.unknown(ids)
     if unknown:
         shown = ', '.join(map(str, unknown[:5])) + (', …' if len(unknown) > 5 else '')
         first = ' after reduce_zero_label' if rule.reduce_zero_label else ''
@@ -88,26 +107,28 @@ def problem_of(image: str, mask: str | None, rule: LabelRule | None) -> str | No
     return None
 
 
-def problems_of(files: list[File], title: str) -> Iterator[str]:
-    """The problems among images, masks and their rules, with a progress bar; reading takes as many threads as cores."""
+def look_at_all(files: list[File], title: str) -> list[tuple[str, Found]]:
+    """Images of samples with what was found, where that is a problem or a turned image; as many threads as cores read."""
     threads = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda file: problem_of(*file), files)
-        yield from filter(None, tqdm(found, title, len(files), unit='images', delay=2, disable=not is_main_process()))
+        found = tqdm(pool.map(look_at, files), title, len(files), unit='images', delay=2, disable=not is_main_process())
+        pairs = [(file.image, one) for file, one in zip(files, found)]
+    return [(image, one) for image, one in pairs if one.problem or (one.picture and one.picture.orientation != 1)]
 
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Look at every image and mask of training and validation before the first iteration.
+    """Look at every image and mask that a run will read, before its first iteration: of training, validation or test.
 
-    It stops the run for files that are missing, cut short or no images, masks of another size than their image, and ids that
-    are neither a class nor ignored, naming the files. Masks are decoded, images only where it takes that to see whether they
-    are whole; processes share the work. What was found in order is noted in the work directory, and not read again until
-    a file changes. What is not read from plain files by the toolbox's LoadImageFromFile and LoadAnnotations is left out, and
-    so are the ids where the pipeline has transforms of neither the toolbox nor the plugin.
+    It stops the run for files that are missing, cut short or not to be read, masks of another size than their image or saved
+    with loss, and ids that are neither a class nor ignored, naming the files. It counts the images that the reader turns by
+    their Exif orientation, which it does not do to masks. Masks are decoded, images only where it takes that to know that
+    the reader takes them; processes share the work. What was found in order is noted in the work directory, and not read
+    again until a file changes. What is not read from plain files by the toolbox's LoadImageFromFile and LoadAnnotations is
+    skipped, and so are the ids where the pipeline has transforms of neither the toolbox nor the plugin.
 
     Args:
-        splits: What to check, of ``'train'`` and ``'val'``; nothing for ``()``. Default: both.
+        splits: What to check, of ``'train'``, ``'val'`` and ``'test'``; nothing for ``()``. Default: all.
 
     Raises:
         ValueError: If a file has a problem; ``data_problems.txt`` in the work directory names them all.
@@ -115,34 +136,68 @@ class DataCheckHook(Hook):
 
     priority = 'VERY_HIGH'  # before weights are downloaded
 
-    def __init__(self, splits: Sequence[str] = ('train', 'val')) -> None:
-        if not set(splits) <= {'train', 'val'}:
-            raise ValueError(f"splits takes 'train' and 'val', got {splits!r}.")
+    def __init__(self, splits: Sequence[str] = SPLITS) -> None:
+        if not set(splits) <= set(SPLITS):
+            raise ValueError(f'splits takes {", ".join(map(repr, SPLITS))}, got {splits!r}.')
         self.splits = splits
 
     def before_run(self, runner: Runner) -> None:
         """Check the data of a training run."""
+        if is_training(runner):
+            self._check(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Check the data where nothing is trained, once the checkpoint is known to fit."""
         if not is_training(runner):
-            return
-        loops = [getattr(runner, f'{split}_loop') for split in self.splits]
-        datasets = [loop.dataloader.dataset for loop in loops if hasattr(loop, 'dataloader')]
-        head = getattr(segmentor_of(runner), 'decode_head', None)
-        num_classes, ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
-        files = [file for dataset in datasets for file in files_of(dataset, num_classes, ignored)]
-        stamp = Path(runner.work_dir) / STAMP
-        digest = _digest(files)
-        seen = stamp.read_text() if stamp.is_file() else ''
-        own = [] if seen == digest else files[get_rank() :: get_world_size()]
-        found = [problem for part in all_gather_object(list(problems_of(own, 'Checking data'))) for problem in part]
-        full = Path(runner.work_dir) / PROBLEMS
-        if not found:
-            if is_main_process():
-                stamp.write_text(digest)
-                full.unlink(missing_ok=True)
-            return
+            self._check(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        """See :meth:`before_val`."""
+        self._check(runner)
+
+    def _check(self, runner: Runner) -> None:
+        """Look at the data of the loops that the runner has built: a test builds its own only."""
+        loops = {split: getattr(runner, f'_{split}_loop') for split in self.splits}
+        splits = {split: _files_of_loop(runner, loop) for split, loop in loops.items() if hasattr(loop, 'dataloader')}
+        stamp, full = (Path(runner.work_dir) / name for name in (STAMP, PROBLEMS))
+        lines = stamp.read_text(encoding='utf-8', errors='replace').splitlines() if stamp.is_file() else []
+        seen = dict(line.partition(' ')[::2] for line in lines)  # digest, and what to say of the split
+        problems = []
+        for files in splits.values():
+            digest = _digest(files)
+            if digest not in seen:
+                own = look_at_all(files[get_rank() :: get_world_size()], 'Checking data')
+                found = [one for part in all_gather_object(own) for one in part]
+                problems += [one.problem for _, one in found if one.problem]
+                turned = [(image, one.picture) for image, one in found if not one.problem]
+                seen[digest] = describe_turned(turned) if turned else ''
+            if seen[digest]:
+                runner.logger.warning(seen[digest])
         if is_main_process():
-            full.write_text('\n'.join(found) + '\n', encoding='utf-8')
-        raise ValueError(describe(found, len(files)) + f'\nAll of them are in {full}.')
+            _note(stamp, full, seen, problems)
+        if problems:
+            num_files = sum(map(len, splits.values()))
+            raise ValueError(describe(problems, num_files) + f'\nAll of them are in {full}.')
+
+
+def _note(stamp: Path, full: Path, seen: dict[str, str], problems: list[str]) -> None:
+    """Write down what need not be read again, or all problems."""
+    if problems:
+        with whole_file(full) as new:
+            new.write_text('\n'.join(problems) + '\n', encoding='utf-8')
+        return
+    full.unlink(missing_ok=True)
+    lines = [f'{digest} {note}' for digest, note in seen.items()][-NUM_STAMPS:]
+    with whole_file(stamp) as new:
+        new.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[File]:
+    """All files that a loop reads. What is ignored is the loss's in training, and the metric's in evaluation."""
+    head = getattr(segmentor_of(runner), 'decode_head', None)
+    metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
+    ignored = [part.ignore_index for part in (*metrics, head) if hasattr(part, 'ignore_index')]
+    return list(files_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))
 
 
 def describe(problems: list[str], num_files: int) -> str:
@@ -167,10 +222,11 @@ def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Ite
     elif not isinstance(dataset, BaseDataset):
         if hasattr(dataset, 'dataset'):  # RepeatDataset and the like
             yield from files_of(dataset.dataset, num_classes, ignore_index)
-    elif not getattr(dataset, 'backend_args', None) and _reader(dataset, 'LoadImageFromFile'):
+    elif not getattr(dataset, 'backend_args', None) and (loader := _reader(dataset, 'LoadImageFromFile')):
+        reader = Reader(loader.color_type, loader.imdecode_backend)
         annotations = _reader(dataset, 'LoadAnnotations')
         # a transform of the user's may make other ids of those in the files
-        known = all(_is_stock(step) for step in dataset.pipeline.transforms)
+        known = all(_is_stock(step) for step in _steps(dataset.pipeline))
         classes = num_classes or len(dataset.metainfo.get('classes') or ())
         rule = None
         if annotations and known and classes:
@@ -179,16 +235,26 @@ def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Ite
         for i in range(len(dataset)):
             sample = dataset.get_data_info(i)
             if 'img_path' in sample and not re.match(r'\w\w+:', sample['img_path']):  # s3://…
-                yield sample['img_path'], sample.get('seg_map_path') if annotations else None, rule
+                yield File(sample['img_path'], sample.get('seg_map_path') if annotations else None, rule, reader)
 
 
 def _is_stock(step: object) -> bool:
     return type(step).__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 
 
+def _steps(pipeline: object) -> Iterator[object]:
+    """Transforms of a pipeline, and those inside of one that holds pipelines, such as test-time augmentation."""
+    for step in pipeline.transforms:
+        yield step
+        inner = getattr(step, 'subroutines', None) or getattr(step, 'transforms', None)
+        for part in inner if isinstance(inner, list) else [inner]:
+            if type(part).__name__ == 'Compose' and _is_stock(part):  # mmengine has one, and mmcv another
+                yield from _steps(part)
+
+
 def _reader(dataset: BaseDataset, name: str) -> object | None:
     """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored."""
-    for step in dataset.pipeline.transforms:
+    for step in _steps(dataset.pipeline):
         as_stored = getattr(step, 'imdecode_backend', None) == 'pillow' or name != 'LoadAnnotations'
         if type(step).__name__ == name and _is_stock(step) and as_stored and not getattr(step, 'backend_args', None):
             return step
@@ -196,10 +262,10 @@ def _reader(dataset: BaseDataset, name: str) -> object | None:
 
 
 def _digest(files: Iterable[File]) -> str:
-    """Changes with a name, size or time of a file, or with a rule."""
-    digest = hashlib.sha256()
-    for image, mask, rule in files:
-        for path in (image, mask):
+    """Changes with a name, size or time of a file, with a rule or reader, and with what is checked."""
+    digest = hashlib.sha256(CHECKS)
+    for file in files:
+        for path in (file.image, file.mask):
             state = os.stat(path) if path and os.path.isfile(path) else None
-            digest.update(repr((path, state and (state.st_size, state.st_mtime_ns), rule)).encode())
+            digest.update(repr((path, state and (state.st_size, state.st_mtime_ns), *file[2:])).encode())
     return digest.hexdigest()

@@ -1,7 +1,6 @@
 """A dataset that finds no files says where it looked."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from mmseg_eomt.data.scan import files_in
 from mmseg_eomt.patching import patch
 
 BASE_SUFFIX = inspect.signature(BaseSegDataset.__init__).parameters['img_suffix'].default
@@ -68,11 +68,10 @@ def _absent(config: dict) -> list[str]:
         listed = root / ann_file
         if not listed.is_file():
             lines.append(f'{listed} (ann_file of {kind.__name__}) is missing')
-        elif not listed.read_text(encoding='utf-8').strip():
+        elif not listed.read_bytes().strip():
             lines.append(f'{listed} (ann_file of {kind.__name__}) lists no image')
     else:
         folder = root / (prefixes.get('img_path') or '')
-        names = (name for _, _, files in os.walk(folder) for name in files)
-        if not any(name.endswith(suffix) for name in names):
+        if not any(file.name.endswith(suffix) for file in files_in(folder)):
             lines.append(f'{folder} (img_path of {kind.__name__}) holds no file that ends in {suffix!r}: check img_suffix')
     return lines

@@ -1,51 +1,24 @@
-"""Image and mask files: what is wrong with one, in a sentence."""
+"""Mask files, and images with their masks: what is wrong with one, in a sentence."""
 
-import struct
-import zlib
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from mmseg_eomt.data.images import AS_A_RUN, LYING, TURNED, Picture, Reader, broken, inspect_image, orientation_of
 
 IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-BROKEN = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the Exif tag, and its values for a picture that readers turn by 90°
+REMOVE_TAG = 'remove the tag of the image (exiftool -Orientation= FILE)'
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image as the toolbox reads it, once it is sure that the file is whole.
+class Pair(NamedTuple):
+    """An image and its mask: what :func:`inspect_image` and :func:`read_mask` give."""
 
-    A PNG's checksums and a JPEG's end mark tell; only another kind of file, or a JPEG without its end, is decoded.
-
-    Raises:
-        ValueError: If the file is missing, empty, cut short or no image.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            exif = Image.Exif()
-            if image.format == 'PNG':  # getexif would decode it
-                exif.load(image.info.get('exif', b''))
-                image.verify()
-            else:
-                if not (image.format in ('JPEG', 'MPO') and b'\xff\xd9' in _end_of(path)):
-                    image.load()
-                exif = image.getexif()
-            if exif.get(ORIENTATION) in LYING:
-                width, height = height, width
-    except BROKEN as error:
-        raise ValueError(_broken(path, 'image', error)) from error
-    return height, width
+    picture: Picture
+    values: np.ndarray
+    palette: list[int] | None
 
 
 def read_mask(path: str | Path) -> tuple[np.ndarray, list[int] | None]:
@@ -55,17 +28,60 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, list[int] | None]:
         (H, W) for ids, or (H, W, 3) for colours; transparency is dropped.
 
     Raises:
-        ValueError: If the file is missing, empty, cut short or no image.
+        ValueError: If the file is missing, empty, cut short, no image, saved with loss, or has an Exif orientation, which
+            viewers apply and the reader of masks does not.
     """
+    path = Path(path)
     try:
         with Image.open(path) as image:
+            lossy = _is_lossy(image, path)
+            tag = 1 if image.format == 'TIFF' else orientation_of(image)  # Pillow applies it to a TIFF
             palette = image.getpalette() if image.mode == 'P' else None
             mask = np.array(image)
-    except BROKEN as error:
-        raise ValueError(_broken(Path(path), 'mask', error)) from error
+    except Exception as error:  # as in Reader.read
+        raise ValueError(broken(path, 'mask', error)) from error
+    if lossy:
+        raise ValueError(f'{path}: the mask is saved with loss ({lossy}), which changes values near edges: save it as PNG')
+    if tag in TURNED:
+        raise ValueError(
+            f'{path}: the mask carries an Exif orientation ({tag}), which viewers apply and the reader of masks does not: '
+            f'save it as it is to be read, without the tag'
+        )
     if mask.ndim == 3 and mask.shape[2] == 2:  # grey with transparency
         mask = mask[..., :1].repeat(3, axis=2)
     return mask[..., :3] if mask.ndim == 3 else mask, palette
+
+
+def read_pair(image: str | Path, mask: str | Path, reader: Reader = AS_A_RUN) -> Pair:
+    """Look at an image and read its mask.
+
+    Raises:
+        ValueError: If a file cannot be used or their sizes differ, in a sentence that begins with the file.
+    """
+    picture = inspect_image(image, reader)
+    values, palette = read_mask(mask)
+    if values.shape[:2] != picture.size:
+        shown = '{1}×{0}'.format(*values.shape), '{1}×{0}'.format(*picture.size)
+        turned = ''
+        if picture.orientation in LYING:
+            turned = (
+                f' once its Exif orientation ({picture.orientation}) is applied, as the reader does; masks are read as '
+                f'stored. If the mask was drawn on the stored pixels, {REMOVE_TAG}'
+            )
+        raise ValueError(f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}{turned}')
+    return Pair(picture, values, palette)
+
+
+def describe_turned(images: list[tuple[str, Picture]]) -> str:
+    """What to know of images that the reader turns or mirrors, while their masks are read as stored."""
+    blind = [image for image, (size, orientation) in images if orientation not in LYING or size[0] == size[1]]
+    text = f'{len(images)} images carry an Exif orientation, which the reader applies, while masks are read as stored'
+    if not blind:
+        return f'{text}; these masks have the size of the turned image (the first: {images[0][0]}).'
+    return (
+        f'{text}. For {len(blind)} of them no size shows whether the mask fits (the first: {blind[0]}): look at both. If '
+        f'the mask was drawn on the stored pixels, {REMOVE_TAG}.'
+    )
 
 
 def ids_of(mask: np.ndarray) -> np.ndarray:
@@ -75,16 +91,25 @@ def ids_of(mask: np.ndarray) -> np.ndarray:
     return np.unique(mask.astype(np.int64) if mask.dtype == bool else mask)
 
 
-def _end_of(path: Path) -> bytes:
-    """A file's last kilobyte."""
-    with path.open('rb') as file:
-        file.seek(max(0, path.stat().st_size - 1024))
-        return file.read()
+def lost_in_a_list(name: str) -> bool:
+    """Whether a name cannot stand in an ``ann_file``: the toolbox strips its lines."""
+    return name != name.strip() or '\n' in name
 
 
-def _broken(path: Path, kind: str, error: Exception) -> str:
-    if not path.is_file():
-        return f'{path}: the {kind} is missing'
-    if not path.stat().st_size:
-        return f'{path}: the {kind} is an empty file'
-    return f'{path}: the {kind} cannot be read ({str(error).strip() or type(error).__name__})'
+def _is_lossy(image: Image.Image, path: Path) -> str:
+    """Name of the compression if it changes values, else nothing."""
+    if image.format in ('JPEG', 'MPO'):
+        return 'JPEG'
+    if image.format == 'TIFF' and 'jpeg' in str(image.info.get('compression')):
+        return 'JPEG in TIFF'
+    if image.format == 'WEBP':
+        with path.open('rb') as file:
+            file.seek(12)
+            while len(chunk := file.read(8)) == 8:
+                if chunk[:4] in (b'VP8 ', b'ANMF'):
+                    return 'WebP'
+                if chunk[:4] == b'VP8L':
+                    return ''
+                length = int.from_bytes(chunk[4:], 'little')
+                file.seek(length + length % 2, io.SEEK_CUR)
+    return ''

@@ -1,18 +1,18 @@
 """What the values in a set of masks mean: classes, colours and ids of the training."""
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mmseg_eomt.data.files import image_size, read_mask
+from mmseg_eomt.data.files import read_pair
 
 IGNORED = 255
+WHITES = IGNORED, 65535  # the highest ids of one byte and of two: usually not trained on
 MAX_COLOURS = 64  # more without a list of classes: a photograph, or edges that were smoothed
-HEADINGS = r'(?i)((name|class)\w*\W+(r(ed)?\W+g(reen)?\W+b(lue)?|id)|id\W+(name|class)\w*)'
 Value = int | tuple[int, int, int]
+Totals = dict[int, tuple[int, int]]  # pixels and images of each value
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Look:
         values: Pixels of each stored value: an id, or a colour as 0xRRGGBB.
         kind: ``'ids'``, ``'colours'``, or ``'grey'`` for colours that are all shades of grey.
         palette: Colours of a palette file, r, g, b, r, g, …, or None.
+        orientation: The Exif orientation that the reader applies to the image, 1 for none.
     """
 
     size: tuple[int, int]
     values: dict[int, int]
     kind: str
     palette: list[int] | None
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,9 @@ def look_at(image: Path, mask: Path) -> Look:
     """Read a pair.
 
     Raises:
-        ValueError: If a file cannot be read or their sizes differ, in a sentence that begins with the file.
+        ValueError: If a file cannot be used or their sizes differ, in a sentence that begins with the file.
     """
-    size = image_size(image)
-    values, palette = read_mask(mask)
-    if values.shape[:2] != size:
-        shown = f'{values.shape[1]}×{values.shape[0]}', f'{size[1]}×{size[0]}'
-        raise ValueError(f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}')
+    (size, orientation), values, palette = read_pair(image, mask)
     if values.dtype.kind not in 'uib':
         raise ValueError(f'{mask}: the mask holds numbers with fractions ({values.dtype}), not ids or colours')
     kind = 'ids'
@@ -87,7 +85,7 @@ def look_at(image: Path, mask: Path) -> Look:
         counts = counts[found]
     else:
         found, counts = np.unique(packed(values, 'colours'), return_counts=True)
-    return Look(size, dict(zip(map(int, found), map(int, counts))), kind, palette)
+    return Look(size, dict(zip(map(int, found), map(int, counts))), kind, palette, orientation)
 
 
 def through_palettes(looks: dict[str, Look]) -> dict[str, Look]:
@@ -109,7 +107,7 @@ def through_palettes(looks: dict[str, Look]) -> dict[str, Look]:
         known = palette_colours(look)
         for index, colour in (known or {}).items():
             values[colour] = values.get(colour, 0) + look.values[index]
-        changed[name] = look if known is None else Look(look.size, values, 'colours', look.palette)
+        changed[name] = look if known is None else replace(look, values=values, kind='colours')
     return changed
 
 
@@ -131,60 +129,72 @@ def packed(mask: np.ndarray, kind: str) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def kind_of(looks: list[Look]) -> str:
-    """What all masks hold.
+def kind_of(looks: dict[str, Look]) -> str:
+    """What all masks, by their path, hold.
 
     Raises:
         ValueError: If some hold ids and others colours.
     """
-    kinds = {look.kind for look in looks}
+    kinds = {look.kind for look in looks.values()}
     if 'ids' in kinds and len(kinds) > 1:
-        counts = {kind: sum(look.kind == kind for look in looks) for kind in kinds}
-        raise ValueError(f'{counts["ids"]} masks hold one channel of ids and the others colours: give masks of one kind.')
+        ids = [path for path, look in looks.items() if look.kind == 'ids']
+        others = [path for path in looks if path not in set(ids)]
+        raise ValueError(
+            f'{len(ids)} masks, such as {ids[0]}, hold one channel of ids, and {len(others)}, such as {others[0]}, colours: '
+            f'give masks of one kind.'
+        )
     return 'colours' if 'colours' in kinds else kinds.pop()
 
 
-def totals(looks: list[Look], kind: str) -> dict[int, tuple[int, int]]:
+def as_shades(looks: dict[str, Look]) -> dict[str, Look]:
+    """The same, with a shade from 0 to 255 in place of each grey 0xRRGGBB."""
+    return {name: replace(look, values={v & 0xFF: n for v, n in look.values.items()}) for name, look in looks.items()}
+
+
+def totals(looks: Iterable[Look]) -> Totals:
     """Pixels and images of each value over all masks, in order."""
     pixels: dict[int, int] = {}
     images: dict[int, int] = {}
     for look in looks:
         for value, count in look.values.items():
-            value = value & 0xFF if kind == 'grey' else value
             pixels[value] = pixels.get(value, 0) + count
             images[value] = images.get(value, 0) + 1
     return {value: (pixels[value], images[value]) for value in sorted(pixels)}
 
 
-def make_labels(values: Iterable[int], kind: str, classes: dict[str, Value] | None, ignored: set[Value], looks: list[Look]):
+def make_labels(looks: dict[str, Look], kind: str, classes: dict[str, Value] | None, ignored: set[Value]) -> Labels:
     """Decide which value is which class.
 
     With ``classes`` these are the classes, in their order, and other values stay unknown. Without, each value that is not
     ignored is one, in order. 255 (65535 in masks of two bytes) is ignored too, except where it is named in ``classes``, and
-    where masks hold nothing but 0 and 255, which are two classes.
+    where masks hold nothing but 0 and 255, which are two classes. Of two ``classes`` with the ids 0 and 1 it is the second,
+    where masks hold nothing but these three, and none of them 1 and 255 together.
 
     Args:
-        values: All that occur.
+        looks: The masks by their path; grey ones as :func:`as_shades` gives them.
         kind: ``'ids'``, ``'grey'`` or ``'colours'``.
         classes: Name and value of each class, or None.
         ignored: Values that are not trained on.
-        looks: The masks, for their palette.
 
     Raises:
-        ValueError: If there are fewer than two classes, more than 255, or so many colours that they are none.
+        ValueError: If there are fewer than two classes, more than 255, or so many colours that they are none; if an id is
+            negative, or no mask has a pixel of a class while a value that is not named covers some.
     """
-    values = list(values)
-    ignored_values = {pack(value) for value in ignored}
-    named = {pack(value) for value in (classes or {}).values()}
-    binary = not classes and not ignored and set(values) == {0, IGNORED}
-    if kind != 'colours' and not binary:
-        usual = {IGNORED, 65535} if 65535 in values else {IGNORED}  # of one byte and of two
-        ignored_values |= usual - named
+    occurring = totals(looks.values())
+    named = {pack(value): i for i, value in enumerate((classes or {}).values())}
+    not_trained = {pack(value) for value in ignored}
+    whites, usual = set[int](), set[int]()
+    if kind != 'colours':
+        _refuse_negative(occurring, not_trained)
+        whites = _white_classes(list(looks.values()), named, not_trained)
+        usual = set(WHITES) if 65535 in occurring else {IGNORED}
     if classes:
-        new_ids = {pack(value): i for i, value in enumerate(classes.values())}
-        names = list(classes)
+        new_ids, names = named | {white: named[1] for white in whites}, list(classes)
+        if whites and 1 not in occurring:
+            del new_ids[1]
+        _refuse_unseen(looks, classes, new_ids, not_trained, kind)
     else:
-        kept = [value for value in values if value not in ignored_values]
+        kept = [value for value in occurring if value not in not_trained and (value in whites or value not in usual)]
         if kind == 'colours' and len(kept) > MAX_COLOURS:
             raise ValueError(
                 f'The masks hold {len(kept)} colours. Are they photographs, or were they saved as JPEG or with smoothed '
@@ -195,53 +205,56 @@ def make_labels(values: Iterable[int], kind: str, classes: dict[str, Value] | No
     if not 2 <= len(names) <= IGNORED:
         raise ValueError(f'A dataset needs 2 to {IGNORED} classes (background is one), but these are {len(names)}: {names}.')
     palette = make_palette(len(names))
-    stored = next((look.palette for look in looks if look.palette), None)
+    stored = next((look.palette for look in looks.values() if look.palette), None)
     for value, new in new_ids.items():
         if kind == 'colours':
             palette[new] = unpack(value)
         elif stored and 3 * value + 2 < len(stored):
             palette[new] = tuple(stored[3 * value : 3 * value + 3])
-    new_ids.update({value: IGNORED for value in ignored_values if value not in new_ids})
+    new_ids.update({value: IGNORED for value in not_trained | usual if value not in new_ids})
     return Labels(names, palette, new_ids, kind)
 
 
-def read_classes(path: Path) -> dict[str, Value]:
-    """Classes from a text file, one a line, with blanks or commas between the parts.
+def _white_classes(looks: list[Look], named: dict[int, int], not_trained: set[int]) -> set[int]:
+    """255 and 65535 where they are a class though none has that id: in masks of black and white, which programs save so."""
+    occurring = set(totals(looks)) - not_trained
+    whites = occurring & set(WHITES)
+    if not named:
+        return whites if occurring in ({0, white} for white in WHITES) else set()
+    together = any(1 in look.values and not whites.isdisjoint(look.values) for look in looks)
+    return whites if set(named) == {0, 1} and occurring <= {0, 1, *WHITES} and not together else set()
 
-    ``name`` (of the ids 0, 1, …), ``name id``, ``id name``, ``name r g b`` or ``r g b name``. A first line of headings
-    (``name, r, g, b``), and lines that begin with ``#``, are left out.
 
-    Raises:
-        ValueError: If a line reads otherwise, or a name or value comes twice, with the line.
-    """
-    classes: dict[str, Value] = {}
-    bare = 0
-    try:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is no text in UTF-8: save it as such. ({error})') from error
-    for number, line in enumerate(lines, 1):
-        if not line or line.startswith('#') or (number == 1 and re.fullmatch(HEADINGS, line)):
-            continue
-        colour = r'(\d+)[\s,;:]+(\d+)[\s,;:]+(\d+)'
-        if found := re.fullmatch(rf'(.*?\S)[\s,;:]+{colour}', line):
-            name, value = found[1], tuple(map(int, found.groups()[1:]))
-        elif found := re.fullmatch(rf'{colour}[\s,;:]+(.*\S)', line):
-            name, value = found[4], tuple(map(int, found.groups()[:3]))
-        elif found := re.fullmatch(r'(.*?\S)[\s,;:]+(\d+)', line):
-            name, value = found[1], int(found[2])
-        elif found := re.fullmatch(r'(\d+)[\s,;:]+(.*\S)', line):
-            name, value = found[2], int(found[1])
-        else:
-            name, value = line, bare
-            bare += 1
-        name = name.strip(' ,;:"\'')
-        if name in classes or value in classes.values() or (isinstance(value, tuple) and max(value) > 255):
-            raise ValueError(f'{path}, line {number}: {line!r} has a name or a value that came before, or is no colour.')
-        classes[name] = value
-    if len({type(value) for value in classes.values()}) > 1 or 0 < bare < len(classes):
-        raise ValueError(f'{path}: some lines have a colour or an id and others have not: give all of them the same.')
-    return classes
+def _refuse_negative(occurring: Totals, not_trained: set[int]) -> None:
+    negative = [value for value in occurring if value < 0 and value not in not_trained]
+    if negative:
+        raise ValueError(
+            f'{occurring[negative[0]][1]} masks hold {negative[0]}, and ids are 0 or more: add --ignore {negative[0]} if it '
+            f'is not to be trained on.'
+        )
+
+
+def _refuse_unseen(
+    looks: dict[str, Look], classes: dict[str, Value], new_ids: dict[int, int], ignored: set[int], kind: str
+) -> None:
+    """The masks may have another value for a class that no pixel has: it would be ignored, or its masks be left out."""
+    occurring = totals(looks.values())
+    seen = {new_ids.get(value) for value in occurring}
+    unseen = [name for i, name in enumerate(classes) if i not in seen]
+    unnamed = [value for value in occurring if value not in new_ids and value not in ignored]
+    if not unseen or not unnamed:
+        return
+    value = max(unnamed, key=lambda value: occurring[value][0])
+    fraction = occurring[value][0] / sum(pixels for pixels, _ in occurring.values())
+    given, shown = classes[unseen[0]], show(value, kind)
+    of = f'{unseen[0]} ({given if isinstance(given, int) else ",".join(map(str, given))})'
+    path = next(path for path, look in looks.items() if value in look.values)
+    others = f' and {len(unseen) - 1} other classes' if len(unseen) > 1 else ''
+    raise ValueError(
+        f'No mask has a pixel of {of}{others} of --classes, while {shown}, which it does not name, covers {fraction:.2%} '
+        f'of all pixels (first in {path}): if that is {unseen[0]}, give a file of classes with the line '
+        f'"{unseen[0]} {shown}"; if it is not to be trained on, add --ignore {shown}.'
+    )
 
 
 def make_palette(num_colours: int) -> list[tuple[int, int, int]]:

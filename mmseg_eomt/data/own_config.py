@@ -18,9 +18,11 @@ def base_config(base: str, iters: int | None = None) -> Path:
     """Path of a config that is given as a path, or by its name among the plugin's.
 
     Raises:
-        ValueError: If there is none, its data cannot be replaced, or ``iters`` is given and its schedule is not the
-            published one.
+        ValueError: If there is none, its data cannot be replaced, or ``iters`` is below 1, or given where its schedule is
+            not the published one.
     """
+    if iters is not None and iters < 1:
+        raise ValueError(f'--iters is the number of iterations to train, 1 or more, got {iters}.')
     path = next((path for path in (Path(base), config_folder() / base.removeprefix(PREFIX)) if path.is_file()), None)
     if path is None:
         raise ValueError(f'--base {base} is neither a file nor a config in {config_folder()}.')

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmseg_eomt.data.files import IMAGE_TYPES
+from mmseg_eomt.data.scan import files_in
 
 BOUNDARIES = '._-'
 
@@ -35,12 +36,11 @@ def list_images(folder: Path) -> list[str]:
     """Paths of all image files in a folder and its subfolders, below the folder.
 
     Raises:
-        ValueError: If it is no folder, or holds none.
+        ValueError: If it is no folder, holds none, or a folder in it cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f'{folder} is no folder.')
-    files = (path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_TYPES and path.is_file())
-    found = sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith('.'))
+    found = sorted(path.relative_to(folder).as_posix() for path in files_in(folder, IMAGE_TYPES))
     if not found:
         raise ValueError(f'{folder} holds no image: no file there ends in {", ".join(IMAGE_TYPES)}.')
     return found

@@ -7,6 +7,7 @@ from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import weights_of
 from mmseg_eomt.adapters.loading import is_tagged, starts_training, unwrapped
+from mmseg_eomt.engine.classes import check_classes
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.fit import fit_checkpoint
@@ -69,21 +70,6 @@ def check_outputs(model: nn.Module) -> None:
             f'tokens beside the map, for EoMTHead: add an earlier block to out_indices of the backbone and its place to '
             f'in_index of {takers[0]}, or set num_joint_blocks=0 where there is no EoMTHead.'
         )
-
-
-def check_classes(runner: Runner) -> None:
-    """Compare the head's classes with the training data's.
-
-    Raises:
-        ValueError: If their numbers differ: a class too many never occurs, one too few stops training later.
-    """
-    classes = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
-    for head in segmentor_of(runner).modules():
-        if isinstance(head, EoMTHead) and classes and len(classes) != head.num_classes:
-            raise ValueError(
-                f'The training data has {len(classes)} classes, but num_classes of decode_head is {head.num_classes}: '
-                f'set model.decode_head.num_classes={len(classes)}.'
-            )
 
 
 def check_weights(runner: Runner, checkpoint: dict) -> None:

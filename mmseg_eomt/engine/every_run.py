@@ -10,6 +10,7 @@ from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checkpoints import save_between_steps
 from mmseg_eomt.engine.checks import is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.engine.model_note import ModelNoteHook
 from mmseg_eomt.engine.random_state import RandomStateHook, gather_random_states
 from mmseg_eomt.engine.resume import check_fits_run, check_resumable, settle_resume
 from mmseg_eomt.models.eomt_head import EoMTHead
@@ -46,6 +47,8 @@ def _checked(call: Callable) -> Callable:
             return call(self, fn_name, **kwargs)
         if fn_name == 'before_run':
             prepare_run(self)
+            if not any(isinstance(hook, ModelNoteHook) for hook in self.hooks):
+                self.register_hook(ModelNoteHook())
             if is_training(self) and not any(isinstance(hook, RandomStateHook) for hook in self.hooks):
                 self.register_hook(RandomStateHook())
         elif fn_name == 'before_train':

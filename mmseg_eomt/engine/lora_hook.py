@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmseg.registry import HOOKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,6 +36,8 @@ from mmseg_eomt.engine.adapter_use import AdapterUse
 from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.lora_arguments import ATTENTION_LAYERS, config_maker
 from mmseg_eomt.engine.resume import check_resumable
+from mmseg_eomt.models.arch import KEY as ARCH
+from mmseg_eomt.weights.fit import load_fitted
 from mmseg_eomt.whole import whole_file
 
 TABLE = 'adapters.txt'  # in the work directory
@@ -189,7 +191,7 @@ class LoRAHook(Hook):
             brought = brought_by(weights_of(checkpoint))
             if training:
                 brought |= {name for name, _ in model.named_parameters() if within(name, whole)}
-            restore_base(model, self.base, brought)
+            restore_base(model, self.base, brought, runner._load_from)
             return
         if not training or (runner._resume and checkpoint is not None):
             return  # the checkpoint brings all of it
@@ -227,7 +229,7 @@ class LoRAHook(Hook):
             if not isinstance(hook, EMAHook):
                 hook.after_load_checkpoint(runner, checkpoint)
         weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
-        load_state_dict(model, weights, logger=runner.logger)
+        load_fitted(model, weights, runner._load_from)
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 
@@ -352,7 +354,7 @@ class _SaveTrained(Hook):
             meta[KEY] = note(config, owner.trainable_modules, owner.base, complete, owner.base_precision)
         if owner.save_adapter:
             folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
-            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta') if name in meta}
+            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH) if name in meta}
             save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
         for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
             for name in dropped if key in checkpoint else ():

@@ -74,6 +74,7 @@ class MaskAnnealingHook(Hook):
             if len(self.start_iters) != num_blocks:
                 raise ValueError(f'{num_blocks} joint blocks need as many start_iters, got {len(self.start_iters)}.')
             self._spans = list(zip(self.start_iters, self.end_iters))
+        self._head.set_mask_probs(self.mask_probs(runner.iter), first=True)
         last_end = max(end for _, end in self._spans)
         if last_end > runner.max_iters:
             print_log(

@@ -63,14 +63,35 @@ def last_whole_checkpoint(runner: Runner) -> Path | str | None:
         return named
     folders = {work_dir, named.parent if named else work_dir}  # CheckpointHook's out_dir may be another
     numbered = {path: _number(path) for folder in folders for path in folder.glob('*.pth')}
+    found = sorted((path for path, number in numbered.items() if number is not None), key=numbered.get, reverse=True)
     limit = _number(named) if named else None
-    found = [path for path, number in numbered.items() if number is not None and (limit is None or number < limit)]
-    found.sort(key=lambda path: numbered[path], reverse=True)
-    for path in [named, *found] if named else found:
+    if limit is not None:
+        after = [path for path in found if numbered[path] > limit and _is_later(path, named, work_dir / 'last_checkpoint')]
+        found = [*after, named, *(path for path in found if numbered[path] < limit)]
+    elif named:
+        found = [named, *found]
+    for path in found:
         if is_whole(path):
             return path
         runner.logger.warning(f'{path} is no whole checkpoint (was the run killed while it wrote it?) and is skipped.')
     return None
+
+
+def _is_later(path: Path, named: Path, file: Path) -> bool:
+    """Whether a run was killed when it had written a checkpoint, and not yet its name into the file ``last_checkpoint``.
+
+    The time in the checkpoint tells it from one that an earlier run has left, also where the files were copied.
+    """
+    times = [str(_meta(checkpoint).get('time', '')) for checkpoint in (path, named)]
+    return path.stat().st_mtime_ns > file.stat().st_mtime_ns and times[0] >= times[1]
+
+
+def _meta(path: str | Path) -> dict[str, Any]:
+    """Of a checkpoint, without reading its weights; what is wrong with a file is said where it is loaded."""
+    try:
+        return dict(torch.load(path, map_location='cpu', mmap=True, weights_only=True)['meta'])
+    except Exception:
+        return {}
 
 
 def _named(runner: Runner) -> Path | str | None:
@@ -99,15 +120,8 @@ def _number(path: Path) -> int | None:
 
 
 def _take_seed(runner: Runner) -> None:
-    """Use the run's seed before the data loaders are built: mmengine takes it over after, and the order of the data is lost.
-
-    What is wrong with the file is said where it is loaded.
-    """
-    try:
-        seed = torch.load(runner._load_from, map_location='cpu', mmap=True, weights_only=True)['meta']['seed']
-    except Exception:
-        return
-    given = runner._randomness_cfg.get('seed')
+    """Use the seed of the run before the data loaders are built, which mmengine does only afterwards."""
+    seed, given = _meta(runner._load_from).get('seed'), runner._randomness_cfg.get('seed')
     if type(seed) is not int or seed == given:
         return
     if given is not None:

@@ -27,8 +27,8 @@ class EoMTHead(BaseModule):
 
     In training, a prediction is made before each joint block and after the last, and all are supervised; a block's queries
     attend only to the patches inside their predicted mask, with a probability that
-    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks and only the
-    last prediction is made.
+    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
+    ``test_cfg.masked_attention`` of the segmentor is true, and only the last prediction is made.
 
     Args:
         num_classes: K, without "no object".
@@ -129,6 +129,7 @@ class EoMTHead(BaseModule):
         self.register_buffer('attn_mask_probs', torch.ones(num_joint_blocks))
         self.register_load_state_dict_post_hook(EoMTHead._read_mask_probs)
         self.mask_probs = (1.0,) * num_joint_blocks
+        self.masked_blocks = (True,) * num_joint_blocks
 
     def init_weights(self) -> None:
         """Load what the checkpoint in ``init_cfg`` has of it: a ViT's last blocks and norm, or an EoMT's whole head."""
@@ -139,11 +140,15 @@ class EoMTHead(BaseModule):
         else:
             super().init_weights()
 
-    def set_mask_probs(self, probs: Sequence[float]) -> None:
+    def set_mask_probs(self, probs: Sequence[float], first: bool = False) -> None:
         """Set the probability with which each joint block masks a query's attention in training.
+
+        A compiled graph reads the numbers at each step, and keeps a mask in every block that has had one in its run: it is
+        compiled once for all of them.
 
         Args:
             probs: One number from 0 (never) to 1 (always) for each joint block, first to last.
+            first: Whether a run begins with them: a compiled graph has no mask in blocks that begin with 0. Default: False.
 
         Raises:
             ValueError: If there are more or fewer than joint blocks.
@@ -152,18 +157,23 @@ class EoMTHead(BaseModule):
             raise ValueError(f'{self.num_joint_blocks} joint blocks need as many mask probabilities, got {len(probs)}.')
         self.mask_probs = tuple(float(prob) for prob in probs)
         self.attn_mask_probs.copy_(torch.tensor(self.mask_probs))
+        earlier = (False,) * len(probs) if first else self.masked_blocks
+        self.masked_blocks = tuple(prob > 0 or masked for prob, masked in zip(probs, earlier))
 
     def _read_mask_probs(self, *_) -> None:
         # plain numbers beside the buffer, so that a training step does not wait for the device to read them
         self.mask_probs = tuple(self.attn_mask_probs.tolist())
+        self.masked_blocks = tuple(prob > 0 for prob in self.mask_probs)
 
-    def forward(self, feats: Features, every_layer: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, feats: Features, every_layer: bool = False, masked: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Predict masks and classes.
 
         Args:
             feats: The backbone's outputs; the one at ``in_index`` is a map (B, C, h, w), or a list of a map, prefix tokens
                 (B, P, C) and, where the blocks need it, the rotary position embedding (2, h · w, d).
             every_layer: Whether evaluation predicts before each joint block too, as training does. Default: False.
+            masked: Whether evaluation masks attention too, where its probability is above 0, as training does; which
+                queries are masked is drawn at random. Default: False.
 
         Returns:
             Mask logits (B, Q, s·h, s·w), s = 4 for patch size 16, and class logits (B, Q, K + 1): lists of J + 1 layers in
@@ -177,16 +187,25 @@ class EoMTHead(BaseModule):
         rope = None if rope is None else for_all_tokens(rope, x.shape[1])
 
         predictions = []
-        for block, prob in zip(self.blocks, self.mask_probs):
+        probs = self._probs_of_masks() if self.training or masked else (None,) * self.num_joint_blocks
+        for block, prob in zip(self.blocks, probs):
             query_mask = None
-            if self.training or every_layer:
-                predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
-                if self.training and prob > 0:
-                    query_mask = self._query_mask(predictions[-1][0].detach(), x.shape[1], grid, prob)
+            if self.training or every_layer or prob is not None:
+                prediction = recomputed(self.with_cp, self._predict_layer, x, grid)
+                if self.training or every_layer:
+                    predictions.append(prediction)
+                if prob is not None:
+                    query_mask = self._query_mask(prediction[0].detach(), x.shape[1], grid, prob)
             x = recomputed(self.with_cp, block, x, query_mask, rope)
         predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
+
+    def _probs_of_masks(self) -> list[float | Tensor | None]:
+        """Each joint block's mask probability in a training step; None where it has no mask."""
+        if torch.compiler.is_compiling():  # plain numbers would be constants of the graph
+            return [prob if masked else None for prob, masked in zip(self.attn_mask_probs.unbind(), self.masked_blocks)]
+        return [prob if prob > 0 else None for prob in self.mask_probs]
 
     def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""
@@ -217,7 +236,7 @@ class EoMTHead(BaseModule):
         return self.upscale(self.mask_head(queries), patches), self.class_head(queries)
 
     @torch.no_grad()
-    def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float) -> Tensor:
+    def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float | Tensor) -> Tensor:
         """True where a query may attend, (B, Q, N): to all queries and prefix tokens, and to patches inside its mask."""
         inside = F.interpolate(masks, grid, mode='bilinear').flatten(2) > 0
         inside |= (torch.rand(inside.shape[:2], device=inside.device) >= prob)[..., None]
@@ -274,12 +293,14 @@ class EoMTHead(BaseModule):
         Args:
             feats: The backbone's outputs.
             batch_img_metas: Metas of the images; the input's size is read from them as the toolbox's other heads do.
-            test_cfg: Not used; part of the toolbox's interface.
+            test_cfg: Of the segmentor. Where ``masked_attention`` in it is true, attention is masked as in training. The
+                rest is not used.
 
         Returns:
             Scores (B, K, H, W).
         """
-        masks, classes = (layers[-1] for layers in self(feats))
+        masked = bool((test_cfg or {}).get('masked_attention', False))
+        masks, classes = (layers[-1] for layers in self(feats, masked=masked))
         meta = batch_img_metas[0]
         size = meta['img_shape']
         if not isinstance(size, torch.Size):  # a torch.Size is a sliding window's

@@ -8,6 +8,7 @@ import torch
 from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.weights.adapt import Target, check_arch, described, field_of, fold_class_position
 from mmseg_eomt.weights.eomt_formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
+from mmseg_eomt.weights.files import naming
 from mmseg_eomt.weights.format import GRID, UNUSED
 from mmseg_eomt.weights.read import Pretrained, to_segmentor
 from mmseg_eomt.weights.resize import grid_of
@@ -104,7 +105,8 @@ def to_hugging_face(
     empty_weight = _class_weights(weights)
     _fill_what_is_always_there(weights, arch)
     if 'pos_embed' in weights:
-        known, own = HF_EOMT, _dinov2_config(weights, arch, patch_size)
+        with naming(found.source):
+            known, own = HF_EOMT, _dinov2_config(weights, arch, patch_size)
     else:
         known, own = HF_EOMT_DINOV3, _dinov3_config(found, weights, arch, img_size)
     return config | own, known.write(weights) | {'criterion.empty_weight': empty_weight}

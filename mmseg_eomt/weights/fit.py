@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
@@ -15,6 +16,7 @@ from mmseg_eomt.weights.read import is_own, recognise, recognise_part, tensors_o
 from mmseg_eomt.weights.rules import StateDict
 
 _FITTED = 'mmseg_eomt.fitted'
+SOURCE = 'mmseg_eomt.source'  # in the metadata of a state dict: its path or URL
 
 
 def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, source: str) -> StateDict:
@@ -32,7 +34,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     Raises:
         ValueError: If weights are missing or of another shape, with their names.
     """
-    if _FITTED in getattr(state_dict, '_metadata', {}):
+    if is_fitted(state_dict):
         return state_dict
     backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
     given = tensors_of(state_dict)
@@ -43,7 +45,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
-        check_parts(model, state_dict, training)
+        check_parts(model, state_dict, source, training)
         return state_dict
     if is_own(given) and given.keys() != state_dict.keys():  # of a compiled model
         state_dict = OrderedDict(given)
@@ -52,7 +54,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     if not (adapted or foreign or given.keys() & model.state_dict().keys()):
         understand(state_dict, source)  # tells what it has, and what is known
     if adapted or not (foreign or _differs(model, given)):
-        check_parts(model, state_dict, training)
+        check_parts(model, state_dict, source, training)
         return state_dict
     target = Target(
         type(model).__name__,
@@ -70,9 +72,23 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
     # what is newly made stays as it is: mmengine would call it missing
     own = {name: v for name, v in model.state_dict().items() if name.startswith(('backbone.', 'decode_head.'))}
-    result = OrderedDict({**own, **fitted})
-    result._metadata = {_FITTED: True}  # survives on the way through a Runner
-    return result
+    return _as_fitted({**own, **fitted}, source)
+
+
+def is_fitted(state_dict: StateDict) -> bool:
+    """Whether :func:`fit_checkpoint` has seen to a state dict already, somewhere on its way through a Runner."""
+    return _FITTED in getattr(state_dict, '_metadata', {})
+
+
+def load_fitted(model: nn.Module, state_dict: StateDict, source: str) -> None:
+    """Load what :func:`fit_checkpoint` returned: mmengine's function, which would see to it once more otherwise."""
+    checkpoint.load_state_dict(model, _as_fitted(state_dict, source), logger='current')
+
+
+def _as_fitted(state_dict: StateDict, source: str) -> StateDict:
+    state_dict = OrderedDict(state_dict)
+    state_dict._metadata = {_FITTED: True, SOURCE: source}
+    return state_dict
 
 
 def _differs(model: nn.Module, given: StateDict) -> bool:
@@ -87,12 +103,13 @@ def _differs(model: nn.Module, given: StateDict) -> bool:
     )
 
 
-def check_parts(model: nn.Module, state_dict: dict[str, Tensor], new_classes: bool = False) -> None:
+def check_parts(model: nn.Module, state_dict: dict[str, Tensor], source: str, new_classes: bool) -> None:
     """Make sure that every weight of an EoMT backbone or head inside a model is there; adapters are checked elsewhere.
 
     Args:
         model: A segmentor, plain or adapted.
         state_dict: What it is to load.
+        source: Its path or URL, for messages.
         new_classes: Whether the class head may be missing or of another number of classes, and starts anew.
 
     Raises:
@@ -115,6 +132,6 @@ def check_parts(model: nn.Module, state_dict: dict[str, Tensor], new_classes: bo
             absent.append(f'{plain}: checkpoint {found}, model {tuple(parameter.shape)}')
     if absent:
         raise ValueError(
-            f'The checkpoint does not fit the model in {len(absent)} weights: set arch and num_classes as they were in '
+            f'{source} does not fit the model in {len(absent)} weights: set arch and num_classes as they were in '
             f'training.\n  ' + '\n  '.join(absent)
         )

@@ -1,12 +1,16 @@
 """``hf://owner/repo[/file][@revision]``: checkpoints of the Hugging Face Hub, through its own library and cache."""
 
+import contextlib
+import hashlib
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import torch
 from huggingface_hub import errors, hf_hub_download
 
 from mmseg_eomt.weights.files import NAMES, shards_of
+from mmseg_eomt.whole import whole_file
 
 SCHEME = 'hf://'
 _URL = re.compile(r'https://huggingface\.co/([\w.-]+/[\w.-]+)/(?:resolve|blob)/([^/]+)/([^?]+)(?:\?.*)?')
@@ -46,16 +50,16 @@ def download(name: str) -> Path:
 
     Raises:
         OSError: If it cannot be had, with what to do.
-        ValueError: If the name is of another form.
+        ValueError: If the name is of another form, or the file is not the one that the Hub names.
     """
     repo, file, revision = parse(name)
     local_only = False
     for candidate in (file,) if file else NAMES:
         try:
-            path = Path(hf_hub_download(repo, candidate, revision=revision, local_files_only=local_only))
+            path = _fetch(repo, candidate, revision, local_only)
             if candidate.endswith('.index.json'):
                 for shard in shards_of(path):
-                    hf_hub_download(repo, shard, revision=revision, local_files_only=local_only)
+                    _fetch(repo, shard, revision, local_only)
             return path
         except errors.LocalEntryNotFoundError:
             local_only = True  # no network: what else is in the cache?
@@ -81,3 +85,40 @@ def download(name: str) -> Path:
             f'is a network, with "hf download {repo}{f" {file}" if file else ""}", and copy the cache or give the path.'
         )
     raise FileNotFoundError(f'{name}: {repo} has no {wanted}; name the file, as hf://{repo}/<file>.')
+
+
+def _fetch(repo: str, file: str, revision: str | None, local_only: bool) -> Path:
+    path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=local_only))
+    check_hash(path)
+    return path
+
+
+def check_hash(path: Path) -> None:
+    """Compare a file in the Hub's cache with the hash that the Hub names: the cache calls the file so, and links to it.
+
+    It is done once for each file, and once more after each change of it: what was compared is noted below torch's cache,
+    where that can be written. A cache without links, as on some file systems, has no hashes to compare with.
+
+    Raises:
+        ValueError: If the file is another one, with what to do.
+    """
+    blob = path.resolve()
+    if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', blob.name):
+        return
+    state = f'{blob.stat().st_size} {blob.stat().st_mtime_ns}'
+    note = Path(torch.hub.get_dir()) / 'checkpoints' / 'compared_with_the_hub' / blob.name
+    if note.is_file() and note.read_bytes() == state.encode():
+        return
+    # large files are known by SHA-256, others as Git knows them
+    head = f'blob {blob.stat().st_size}\0'.encode()
+    digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(head, usedforsecurity=False)
+    with blob.open('rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != blob.name:
+        raise ValueError(
+            f'{path} is damaged: its {digest.name} is {digest.hexdigest()}, and the Hub names {blob.name}. Delete {blob}, '
+            f'and it is downloaded again.'
+        )
+    with contextlib.suppress(OSError), whole_file(note) as new:  # a cache that cannot be written is compared each time
+        new.write_text(state)

@@ -4,6 +4,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
 
+from mmseg_eomt.models.arch import check_noted, noted_arch
 from mmseg_eomt.weights.adapt import Target, fit
 from mmseg_eomt.weights.read import understand
 from mmseg_eomt.weights.rules import StateDict
@@ -38,6 +39,7 @@ def load_pretrained(module: BaseModule, checkpoint: str) -> None:
         ValueError: If it is in no known format, or does not fit.
     """
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    check_noted(noted_arch(loaded), module.arch, checkpoint)
     found = understand(loaded, checkpoint)
     tensors = part_of_vit(module)
     target = Target(type(module).__name__, module.arch, tensors, getattr(module, 'grid_size', None), module.num_joint_blocks)

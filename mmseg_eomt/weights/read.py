@@ -9,14 +9,21 @@ from torch import Tensor
 
 from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3
-from mmseg_eomt.weights.format import UNUSED, Format, is_gated
+from mmseg_eomt.weights.format import GRID, UNUSED, Format, is_gated
 from mmseg_eomt.weights.rules import StateDict
+from mmseg_eomt.weights.values import check_kind
 from mmseg_eomt.weights.vit_formats import OWN_VITS, VIT_FORMATS
 
 FORMATS = EOMT_FORMATS + VIT_FORMATS
 OWN = 'segmentor of mmseg-eomt'
 OWN_KINDS = (OWN, *(known.name for known in OWN_VITS))
 WRAPPERS = ('state_dict', 'model')  # of mmengine and Lightning; of MAE and DeiT
+DIMENSIONS = {
+    'patch_embed.proj.weight': 4,
+    **dict.fromkeys(('pos_embed', 'cls_pos_embed', 'cls_token', 'reg_token'), 3),
+    **dict.fromkeys(('query_embed.weight', 'class_head.weight'), 2),
+    **dict.fromkeys(('attn_mask_probs', GRID), 1),
+}
 NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
 
 
@@ -115,6 +122,7 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
     if is_own(state_dict):
         weights = from_segmentor(state_dict)
         check_complete(weights, source, OWN)
+        check_form(weights, source)
         return Pretrained(source, OWN, True, weights)
     known, part, rest = recognise_part(state_dict)
     if known is None:
@@ -123,9 +131,13 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
         raise ValueError(f'{source} is in no format that is known here: it has {found}. Known are: {names}, {OWN}.')
     try:
         weights = known.read(part)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
     check_complete(weights, source, known.name)
+    check_form(weights, source)
+    for name, value in part.items():  # under the format's own names: joined with others, it may have become one of theirs
+        if f'{UNUSED}{name}' not in weights and name != GRID:
+            check_kind(name, value, torch.float32, source)
     if known is HF_EOMT_DINOV3 and is_gated(weights):
         raise ValueError(
             f"{source} ({known.name}) has gated MLPs, and Hugging Face's model has one activation for gates and heads, the "
@@ -153,6 +165,25 @@ def check_complete(weights: StateDict, source: str, kind: str) -> None:
     absent = [name for name in needed if name not in weights]
     if absent:
         raise ValueError(f'{source} ({kind}) lacks {len(absent)} weights: {", ".join(absent)}.')
+
+
+def check_form(weights: StateDict, source: str) -> None:
+    """Make sure that a ViT's weights are floating-point numbers, in as many dimensions as their shapes are read of.
+
+    Raises:
+        ValueError: If one is not, with its name.
+    """
+    for name, value in weights.items():
+        if name.startswith(UNUSED):
+            continue
+        if name != GRID:
+            check_kind(name, value, torch.float32, source)
+        wanted = 2 if name.endswith('mlp.fc2.weight') else DIMENSIONS.get(name, value.dim() or 1)
+        if value.dim() != wanted or not value.numel() or (name == GRID and value.shape != (2,)):
+            raise ValueError(f'{source}: {name} is of shape {tuple(value.shape)}, and {wanted} dimensions belong there.')
+    height, width = weights['patch_embed.proj.weight'].shape[2:]
+    if height != width:
+        raise ValueError(f'{source}: patch_embed.proj.weight has patches of {height}×{width}, and squares belong there.')
 
 
 def from_segmentor(state_dict: StateDict) -> StateDict:

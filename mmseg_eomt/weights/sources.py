@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.weights import hub
 from mmseg_eomt.weights.files import find_in_folder, read_file
 from mmseg_eomt.weights.read import add_base, is_own, recognise, tensors_of, understand, understand_delta
+from mmseg_eomt.weights.values import check_checkpoint
+from mmseg_eomt.whole import whole_file
 
 
 def register_sources() -> None:
@@ -32,7 +33,8 @@ def register_sources() -> None:
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint, a folder of Hugging Face's, or a folder with an adapter in PEFT's format.
 
-    As with the other sources, ``<delta>+<base>`` names an EoMT that was published as differences to a ViT, and that ViT.
+    A path may be written as ``file:///path``. As with the other sources, ``<delta>+<base>`` names an EoMT that was published
+    as differences to a ViT, and that ViT.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -63,30 +65,40 @@ def load_from_hf(filename: str, map_location: Any = None) -> Any:
 
 def split_sum(name: str) -> tuple[str, str | None]:
     """The two sides of ``<delta>+<base>``; a name without a base, or of a file that is there, stays whole."""
-    whole = Path(name).expanduser().exists()
+    whole = local_path(name).exists()
     for place in [match.start() for match in re.finditer(r'\+', name)]:
         delta, base = name[:place], name[place + 1 :]
-        both = base and not whole and Path(delta).expanduser().exists() and Path(base).expanduser().exists()
-        if both or re.match(r'(hf|https?)://', base) or delta.startswith(hub.SCHEME):
+        both = base and not whole and local_path(delta).exists() and local_path(base).exists()
+        if both or re.match(r'(hf|https?|file)://', base) or delta.startswith(hub.SCHEME):
             return delta, base
     return name, None
+
+
+def local_path(name: str) -> Path:
+    """The path that a name without another scheme stands for: itself, or what is behind ``file://``."""
+    address = re.fullmatch(r'file://(?:localhost)?(/.*)', name)
+    return Path(os.path.expanduser(unquote(address.group(1)) if address else name))  # Path's raises for unknown users
 
 
 def _load(name: str, map_location: Any, find: Callable[[str], Path]) -> Any:
     delta, base = split_sum(name)
     if base is None:
         path = find(delta)
-        return _as_checkpoint(read_folder(path) if path.is_dir() else read_file(path, map_location), name)
+        return _as_checkpoint(read_folder(path) if path.is_dir() else _checked(path, map_location, name), name)
     loaded = CheckpointLoader.load_checkpoint(base, map_location, logger='silent')
-    given = read_file(find(delta), map_location)
+    given = _checked(find(delta), map_location, delta)
     total = add_base(understand_delta(given, delta), understand(loaded, base))
     return tagged(dict(state_dict=total, meta={}), name)
 
 
-def _as_checkpoint(loaded: Any, name: str) -> Any:
+def _checked(path: Path, map_location: Any, name: str) -> dict[str, Any]:
+    loaded = read_file(path, map_location)
+    check_checkpoint(loaded, name)
+    return loaded
+
+
+def _as_checkpoint(loaded: dict[str, Any], name: str) -> dict[str, Any]:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
-    if not isinstance(loaded, dict):
-        raise ValueError(f'{name} holds a {type(loaded).__name__}, not weights by name: save a state dict.')
     if 'state_dict' in loaded:
         loaded.setdefault('meta', {})
     else:
@@ -98,7 +110,7 @@ def _as_checkpoint(loaded: Any, name: str) -> Any:
 
 
 def _local_file(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir() and is_folder(path):
         return path
     path = (find_in_folder(path) or path) if path.is_dir() else path
@@ -119,9 +131,7 @@ def _download(url: str) -> Path:
     path = _place_in_cache(url)
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        fetched = Path(folder) / path.name
+    with whole_file(path) as fetched:
         try:
             torch.hub.download_url_to_file(url, str(fetched), progress=os.isatty(2))
         except (OSError, http.client.HTTPException) as error:
@@ -133,7 +143,6 @@ def _download(url: str) -> Path:
             read_file(fetched)
         except ValueError as error:
             raise ValueError(f'What {url} gave was not kept: {str(error).replace(str(fetched), "it")}') from error
-        fetched.replace(path)
     return path
 
 

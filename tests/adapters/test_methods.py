@@ -10,9 +10,13 @@ from mmseg.apis import init_model
 from packaging.version import Version
 
 from mmseg_eomt.adapters import merge, peft_config
-from mmseg_eomt.adapters.names import adapter_names
+from mmseg_eomt.adapters.checkpoint import completed
+from mmseg_eomt.adapters.files import read_folder
+from mmseg_eomt.adapters.names import adapter_names, is_adapter
+from mmseg_eomt.engine import LoRAHook
 
 IMAGE, META = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), [dict(img_shape=(64, 64), ori_shape=(64, 64))]
+NEW_PARTS = LoRAHook().trainable_modules
 METHODS = {
     'DoRA': dict(use_dora=True),
     'rsLoRA': dict(use_rslora=True),
@@ -36,6 +40,20 @@ METHODS = {
 @torch.no_grad()
 def scores(model: torch.nn.Module) -> torch.Tensor:
     return model.eval().encode_decode(IMAGE, META)
+
+
+def _assert_all_is_asked_for(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+    """Without one of each kind of what a method adds, or without a trained module, nothing is loaded."""
+    model.requires_grad_(False)
+    kinds = {
+        name.replace('.weight', '').removesuffix('.default').split('.')[-1]: name for name in state_dict if is_adapter(name)
+    }
+    assert kinds
+    head = next(name for name in state_dict if 'class_head.weight' in name)
+    for name in (*kinds.values(), head):
+        rest = {key: value for key, value in state_dict.items() if key != name}
+        with pytest.raises(RuntimeError, match=r'lacks 1 of the \d+ weights'):
+            completed(model, rest, modules=NEW_PARTS)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -65,6 +83,13 @@ def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
         plain = init_model(small_config(), base, device='cpu')
         peft.PeftModel.from_pretrained(plain, checkpoint.parent / 'adapters' / 'iter_2')
         assert torch.allclose(scores(plain), expected, atol=1e-5)
+
+    _assert_all_is_asked_for(loaded, torch.load(checkpoint, weights_only=True)['state_dict'])
+    if exported:
+        folder = checkpoint.parent / 'adapters' / 'iter_2'
+        frozen = init_model(small_config(lora=True), str(folder), device='cpu')
+        assert torch.allclose(scores(frozen), expected, atol=1e-5)
+        _assert_all_is_asked_for(frozen, read_folder(folder)['state_dict'])
 
     merge(loaded)
     assert not adapter_names(loaded)
@@ -103,8 +128,6 @@ def test_what_peft_does_not_know_is_refused(small_config, base, fields, message)
 
 
 def test_numbers_of_lora_beside_another_method_are_refused():
-    from mmseg_eomt.engine import LoRAHook
-
     with pytest.raises(ValueError, match=r"\['r'\] are LoRA's numbers: put those of LoHaConfig into peft"):
         LoRAHook(r=8, peft=dict(type='LoHaConfig'))
     assert peft_config('LoHaConfig', ['qkv'], r=3).r == 3

@@ -65,7 +65,7 @@ def test_training_from_adapters_starts_with_a_new_class_head_where_the_classes_d
     config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     Runner.from_cfg(config).train()
     log = ''.join(capfd.readouterr())
-    assert 'made anew: decode_head.class_head.weight: checkpoint (20, 32), model (6, 32)' in log
+    assert 're-initialised: decode_head.class_head.weight: checkpoint (20, 32), model (6, 32)' in log
 
 
 def test_merged_weights_are_not_put_under_adapters(small_config, base, lora, tmp_path):
@@ -87,7 +87,7 @@ def test_a_slim_checkpoint_that_has_lost_its_note_is_refused(small_config, lora,
     checkpoint = torch.load(lora, weights_only=True)
     del checkpoint['meta']['adapter']
     torch.save(checkpoint, tmp_path / 'stripped.pth')
-    with pytest.raises(ValueError, match='without a word of the base'):
+    with pytest.raises(ValueError, match='does not record the base'):
         Runner.from_cfg(small_config(lora=True, load_from=str(tmp_path / 'stripped.pth'))).test()
     with pytest.raises(ValueError, match='does not say which'):
         init_model(small_config(lora=True), str(tmp_path / 'stripped.pth'), device='cpu')
@@ -108,7 +108,7 @@ def test_an_adapter_of_unknown_base_on_half_a_base_is_refused(small_config, tmp_
     inject(model, lora_config(4, 8, 0.0, ['qkv']))
     save_adapter(model, tmp_path / 'adapter')
     changes.update({'custom_hooks.0.r': 4, 'custom_hooks.0.lora_alpha': 8})
-    with pytest.raises(ValueError, match=r'weights, such as decode_head.query_embed.weight, are neither with them nor'):
+    with pytest.raises(ValueError, match=r'weights, such as decode_head.query_embed.weight, are neither in it nor'):
         Runner.from_cfg(small_config(lora=True, load_from=str(tmp_path / 'adapter'), **changes)).test()
 
 

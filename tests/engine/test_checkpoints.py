@@ -1,9 +1,11 @@
 """A run that is killed at any moment has its last checkpoint, whole, and goes on from it."""
 
+import logging
 import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.runner import Runner
 
+from mmseg_eomt.engine.resume import last_whole_checkpoint
 from mmseg_eomt.weights.files import is_whole
 
 
@@ -57,6 +60,16 @@ def test_the_next_checkpoint_is_whole_before_the_outdated_one_is_deleted(small_c
         assert checkpoints(folder) == ['iter_2.pth']
         assert (folder / 'last_checkpoint').read_text() == str(folder / 'iter_2.pth')
     assert all(is_whole(path) for path in folder.glob('*.pth'))
+
+
+def test_a_checkpoint_that_is_whole_but_not_named_yet_is_the_last_one(small_config, config_file):
+    changes = {'default_hooks.checkpoint.interval': 1}
+    folder = killed(small_config(max_iters=4, **changes), config_file, type='KilledBeforeNaming', at_iter=2)
+    assert (folder / 'last_checkpoint').read_text() == str(folder / 'iter_1.pth')
+    runner = SimpleNamespace(work_dir=str(folder), logger=logging.getLogger())
+    assert last_whole_checkpoint(runner) == folder / 'iter_2.pth'
+    (folder / 'last_checkpoint').touch()  # as if a user had chosen iter_1
+    assert last_whole_checkpoint(runner) == folder / 'iter_1.pth'
 
 
 def test_one_checkpoint_is_kept_where_one_is_asked_for(small_config):

@@ -13,6 +13,8 @@ from mmseg_eomt.models.eomt_head import EoMTHead
 class RunnerOfLength:
     """What MaskAnnealingHook reads of a Runner before training: 20,000 real steps are out of reach of a test."""
 
+    iter = 0
+
     def __init__(self, head: EoMTHead, max_iters: int) -> None:
         self.model = head
         self.max_iters = max_iters

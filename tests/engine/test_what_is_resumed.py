@@ -113,7 +113,7 @@ def test_a_run_that_is_done_says_so_and_reads_no_data(small_config, run, capfd, 
     model = runner.train()
     assert 'is at the end of this run (iter 2 of 2): nothing is left to train' in ''.join(capfd.readouterr())
     assert not read
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 def _hub(checkpoint: dict) -> dict:

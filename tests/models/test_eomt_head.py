@@ -195,7 +195,7 @@ def test_masks_of_a_padded_image_lie_where_the_image_lies():
     """Of an image that is no multiple of the patch size, prediction and losses cut the padding off at the same place."""
     head = EoMTHead(2, SMALL_ARCH, num_joint_blocks=1, num_queries=1, num_points=2000, importance_sample_ratio=0.0)
     rows = torch.linspace(-8, 8, 16)[:, None].expand(16, 16)  # logits that change sign in the middle of 64 padded rows
-    head.forward = lambda feats: ([rows[None, None]], [torch.tensor([[[5.0, -5.0, -5.0]]])])
+    head.forward = lambda feats, **_: ([rows[None, None]], [torch.tensor([[[5.0, -5.0, -5.0]]])])
     feats = [torch.zeros(1, 32, 4, 4)]
 
     scores = head.predict(feats, [dict(img_shape=(50, 64))], {})[0, 0]

@@ -1,5 +1,6 @@
 """Files, folders, web addresses and the Hugging Face Hub: read through mmengine's loader, and only weights."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from server import COMMIT, serve
 
 from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3
-from mmseg_eomt.weights.hub import as_hub_name
+from mmseg_eomt.weights.hub import as_hub_name, check_hash
 from mmseg_eomt.weights.read import understand
 
 
@@ -81,6 +82,34 @@ def write_shards(weights: dict, folder: Path) -> None:
         save_file({name: weights[name] for name in part}, folder / file)
         place |= dict.fromkeys(part, file)
     (folder / 'model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=place)))
+
+
+def test_an_index_that_is_wrong_is_refused_with_its_name(weights, tmp_path):
+    write_shards(weights, tmp_path)
+    index = tmp_path / 'model.safetensors.index.json'
+    place = json.loads(index.read_text())['weight_map']
+    for wrong, told in (
+        (dict(place, gone='model-00001-of-00002.safetensors'), r'model-00001-of-00002.safetensors lacks gone'),
+        (dict(a=index.name), r'model.safetensors.index.json names .*another index'),
+        (dict(a=3), r'model.safetensors.index.json is no index'),
+        (['a'], r'model.safetensors.index.json is no index'),
+        ('a', r'model.safetensors.index.json is no index'),
+    ):
+        index.write_text(json.dumps(dict(weight_map=wrong)))
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + '/' + told):
+            read(index)
+    index.write_text('[' * 100_000)
+    with pytest.raises(ValueError, match=r'index.json is no index'):
+        read(index)
+
+
+def test_addresses_of_files_are_paths(weights, tmp_path):
+    path = tmp_path / 'a b.pth'
+    torch.save(weights, path)
+    assert_same(read(path.as_uri()), weights)  # file:///…/a%20b.pth
+    assert_same(read(f'file://localhost{tmp_path}/a b.pth'), weights)
+    with pytest.raises(FileNotFoundError, match=r'^file://elsewhere/a.pth is not there'):
+        read('file://elsewhere/a.pth')
 
 
 class Harmful:
@@ -223,7 +252,7 @@ def hub(weights, tmp_path):
         torch.save(weights, folder / path)
     write_shards(weights, folder / 'gated/parts')
     with serve(folder, hub=True) as (address, seen):
-        yield dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / 'hf')), seen
+        yield dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / 'hf'), TORCH_HOME=str(tmp_path / 'torch')), seen
 
 
 def test_the_hub_is_read_through_its_cache_with_its_token_and_without_a_network(hub, weights):
@@ -236,6 +265,40 @@ def test_the_hub_is_read_through_its_cache_with_its_token_and_without_a_network(
     seen.clear()
     assert in_own_process(*names, 'hf://gated/parts', HF_HUB_OFFLINE='1', **env) == [told(weights)] * 5
     assert not seen
+
+
+def test_a_file_of_the_hub_that_is_not_what_it_names_is_refused(hub, weights, tmp_path):
+    env, _ = hub
+    assert in_own_process('hf://lab/new', 'hf://gated/parts', HF_TOKEN='secret', **env) == [told(weights)] * 2
+    files = []
+    for repo, file in (('lab--new', 'model.safetensors'), ('gated--parts', 'model-00002-of-00002.safetensors')):
+        (cached,) = (tmp_path / 'hf').rglob(f'models--{repo}/snapshots/*/{file}')
+        damaged = bytearray(cached.read_bytes())
+        damaged[-2] ^= 1
+        cached.write_bytes(damaged)
+        files.append(cached)
+    lines = in_own_process('hf://lab/new', 'hf://gated/parts', HF_HUB_OFFLINE='1', **env)
+    for line, file in zip(lines, files, strict=True):
+        assert re.match(rf'ValueError: {file} is damaged: its sha256 is .*Delete {file.resolve()}', line), line
+
+
+def test_a_file_of_the_hub_is_compared_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    content = b'weights' * 100
+    names = hashlib.sha256(content).hexdigest(), hashlib.sha1(b'blob 700\0' + content).hexdigest()  # of LFS, and of Git
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / 'model.bin').unlink(missing_ok=True)
+        (tmp_path / 'model.bin').symlink_to(tmp_path / name)
+        check_hash(tmp_path / 'model.bin')
+
+        state = (tmp_path / name).stat()
+        (tmp_path / name).write_bytes(content[::-1])
+        os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns))
+        check_hash(tmp_path / 'model.bin')  # looks the same, and is not read
+        os.utime(tmp_path / name)
+        with pytest.raises(ValueError, match=rf'model.bin is damaged: its sha\d+ is .* the Hub names {name}'):
+            check_hash(tmp_path / 'model.bin')
 
 
 def test_what_the_hub_has_not_or_does_not_give_is_one_sentence(hub):

@@ -1,0 +1,117 @@
+"""tools/demo.py deletes its own earlier files, and nobody else's."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """The tool in a folder of its own, with commands that write what the real ones do; ``demo('--overwrite')`` runs it."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    tool = importlib.import_module('demo')
+    monkeypatch.setattr(tool, 'ROOT', tmp_path)
+    monkeypatch.setattr(tool, 'run_shown', lambda title, command: (pretend(tmp_path, command[1:]), []))
+
+    def run(*args: str) -> None:
+        monkeypatch.setattr(sys, 'argv', ['demo.py', *args])
+        tool.main()
+
+    run.tool = tool
+    return run
+
+
+def pretend(root: Path, command: list[str]) -> int:
+    """Write the files of a command of the demo; its status."""
+    script, name = command[0], Path(command[1]).stem
+    (root / 'work_dirs/demo.log').write_text(script)
+    if script.endswith('make_street_scenes.py'):
+        for folder, end in (('leftImg8bit', 'leftImg8bit'), ('gtFine', 'gtFine_labelTrainIds')):
+            path = root / f'data/street_scenes/{folder}/val/dusk/dusk_000000_000019_{end}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('L', (8, 4)).save(path)
+    elif script.endswith('train.py'):
+        folder = root / 'work_dirs' / name
+        folder.mkdir()
+        torch.save(dict(state_dict={'a.lora_A': torch.zeros(2)}), folder / f'iter_{200 if "lora" in name else 600}.pth')
+    else:
+        folder = root / command[command.index('--work-dir') + 1]
+        for path in (folder / 'predictions', folder / '1'):
+            path.mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 8), np.uint8)).save(folder / 'predictions/dusk_000000_000019_leftImg8bit.png')
+        (folder / '1/1.json').write_text(json.dumps(dict(mIoU=60 if 'lora' in folder.name else 20)))
+    return 0
+
+
+def test_a_second_run_starts_over_without_a_question(demo, tmp_path):
+    for _ in range(2):
+        demo()
+        assert (tmp_path / 'work_dirs/demo.png').is_file()
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'work_dirs/eomt_lora_demo/adapter/x.safetensors',
+        'work_dirs/eomt_demo/iter_600.pth',
+        'data/street_scenes/gtFine/val/dusk/dusk_000001_000019_gtFine_labelTrainIds.png',
+    ],
+)
+def test_what_others_have_put_there_or_changed_stays_unless_it_may_be_overwritten(demo, tmp_path, name):
+    demo()
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text('of the user')
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()}
+    with pytest.raises(SystemExit, match=f'demo: {name} would be deleted or replaced, .* or give --overwrite'):
+        demo()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == before
+    demo('--overwrite')
+    assert name.startswith('data') or not own.is_file() or own.read_bytes() != b'of the user'
+
+
+def test_a_training_before_the_first_demo_stays(demo, tmp_path):
+    own = tmp_path / 'work_dirs/eomt_demo/iter_600.pth'
+    own.parent.mkdir(parents=True)
+    own.write_text('of the user')
+    with pytest.raises(SystemExit, match=r'demo: work_dirs/eomt_demo/iter_600\.pth would be deleted'):
+        demo()
+    assert own.read_text() == 'of the user'
+
+
+def test_a_run_that_was_interrupted_can_be_started_again(demo, tmp_path, monkeypatch):
+    def interrupted(title: str, command: list[str]) -> None:
+        pretend(tmp_path, command[1:])
+        if command[1].endswith('train.py'):
+            raise KeyboardInterrupt
+        return 0, []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.tool, 'run_shown', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo()
+    assert (tmp_path / 'work_dirs/eomt_demo/iter_600.pth').is_file()
+    demo()
+
+
+@pytest.mark.parametrize(('argument', 'status'), [('--help', 0), ('configs/eomt_demo.py', 2)])
+def test_help_and_unknown_arguments_change_nothing(tmp_path, argument, status):
+    (tmp_path / 'tools').mkdir()
+    shutil.copy(ROOT / 'tools/demo.py', tmp_path / 'tools')
+    own = tmp_path / 'work_dirs/eomt_demo/iter_600.pth'
+    own.parent.mkdir(parents=True)
+    own.write_text('of the user')
+    command = [sys.executable, tmp_path / 'tools/demo.py', argument]
+    done = subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == status and '--overwrite' in done.stdout + done.stderr
+    assert own.read_text() == 'of the user' and not (tmp_path / 'work_dirs/demo.log').exists()
