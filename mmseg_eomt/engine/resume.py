@@ -227,13 +227,34 @@ def _check_optimizer(runner: Runner, saved: Any, source: str) -> None:
                 f'{source} was trained with another optimizer than this {kind}: {differing} (group {number}). Set '
                 f'optim_wrapper as in the run to resume, {START_ANEW}.'
             )
-        for index, parameter in zip(group['params'], expected['params']):
-            for name, value in states.get(index, {}).items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                    raise ValueError(
-                        f'{source} cannot be resumed: {name} of parameter {index} in its optimizer is of shape '
-                        f'{tuple(value.shape)}, the parameter of {tuple(parameter.shape)}.'
-                    )
+        _check_states(runner, group['params'], expected['params'], states, source)
+
+
+def _check_states(runner: Runner, indices: list[int], parameters: list[Tensor], states: dict, source: str) -> None:
+    """Compare the parts that the states of a group's parameters have with each other, and their shapes with the model's."""
+    usual: dict[bool, set[str]] = {}  # parts by whether it is a matrix: some optimizers treat those otherwise
+    for index, parameter in zip(indices, parameters):
+        if index not in states:
+            continue
+        state = states[index]
+        parts = usual.setdefault(parameter.ndim > 1, set(state))
+        if set(state) != parts:
+            raise ValueError(
+                f'{source} cannot be resumed: the optimizer state of parameter {index} has {sorted(state)}, and '
+                f'that of others {sorted(parts)}.'
+            )
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f'{source} cannot be resumed: {name} of parameter {index} in its optimizer is of shape '
+                    f'{tuple(value.shape)}, the parameter of {tuple(parameter.shape)}.'
+                )
+    absent = [index for index in indices if index not in states]
+    if states and absent:
+        runner.logger.warning(
+            f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}: '
+            f'they had no gradient yet, or the state was lost. It starts from zero.'
+        )
 
 
 def _is_state(groups: Any, states: Any) -> bool:

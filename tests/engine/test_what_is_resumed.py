@@ -138,6 +138,7 @@ def _hub(checkpoint: dict) -> dict:
         (lambda c: c.update(random_state='text'), 'random state in .* is damaged'),
         (lambda c: c.update(optimizer=[]), 'state of its optimizer is damaged'),
         (lambda c: c['optimizer'].update(state={0: None}), 'state of its optimizer is damaged'),
+        (lambda c: c['optimizer']['state'][1].pop('exp_avg_sq'), 'optimizer state of parameter . has'),
         (lambda c: c['optimizer']['state'][0].update(exp_avg=torch.ones(2)), 'exp_avg of parameter 0 .* is of shape'),
         (lambda c: c.update(param_schedulers=c['param_schedulers'][:1]), 'learning rate schedules'),
         (lambda c: c.update(param_schedulers='text'), 'learning rate schedules'),
