@@ -1,6 +1,8 @@
 """Public checkpoints through the ways a user has: load_from, init_cfg, init_model, tools/test.py, with and without LoRA."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_training_starts_from_a_vit_in_load_from(small_config, tmp_path):
     assert torch.equal(given['blocks.3.attn.qkv.weight'], content['blocks.3.attn.qkv.weight'])
 
 
-def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small_config, base):
+def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small_config, base, tmp_path):
     changes = {f'model.{part}.num_joint_blocks': 3 for part in ('backbone', 'decode_head')}
     changes |= {'model.decode_head.num_classes': 5, 'model.decode_head.num_queries': 30, 'model.backbone.img_size': (96, 64)}
     config = small_config(load_from=base, **changes)
@@ -139,6 +141,7 @@ def test_an_own_checkpoint_starts_a_run_of_other_classes_queries_and_split(small
     with pytest.raises(ValueError, match=r'19 classes, the model 5; 12 queries, the model 30; 2 joint blocks, the model 3'):
         Runner.from_cfg(small_config(load_from=base, **changes)).test()
     del changes['model.decode_head.num_classes']
+    place(base, tmp_path / 'run')
     with pytest.raises(ValueError, match='12 queries, the model 30'):
         Runner.from_cfg(small_config(load_from=base, resume=True, max_iters=4, **changes)).train()
 
@@ -206,11 +209,18 @@ def test_the_backbone_of_another_segmentor_is_a_start_too(small_config, tmp_path
     assert torch.equal(given['blocks.3.attn.qkv.weight'], content['blocks.3.attn.qkv.weight'])
 
 
+def place(checkpoint: str, work_dir: Path) -> None:
+    """Put a file where a run looks for its own first checkpoint."""
+    work_dir.mkdir(exist_ok=True)
+    shutil.copy(checkpoint, work_dir / 'iter_1.pth')
+
+
 @pytest.mark.parametrize('lora', [False, True])
 def test_public_weights_are_not_resumed(small_config, tmp_path, lora):
     path, _ = write(tmp_path)
+    place(path, tmp_path / 'run')
     config = small_config(lora=lora, load_from=path, resume=True)
-    with pytest.raises(ValueError, match=r'public.bin holds no optimizer to resume: to start from it, leave out --resume'):
+    with pytest.raises(ValueError, match=r'iter_1.pth holds no optimizer to resume: to start from it, leave out --resume'):
         Runner.from_cfg(config).train()
 
 
@@ -259,7 +269,8 @@ def test_positions_of_as_many_patches_in_another_shape_are_interpolated(small_co
     assert not torch.allclose(expected, model.backbone.pos_embed, atol=1e-3)
 
 
-def test_a_run_is_not_resumed_with_another_size_of_images(small_config, base):
+def test_a_run_is_not_resumed_with_another_size_of_images(small_config, base, tmp_path):
+    place(base, tmp_path / 'run')
     with pytest.raises(ValueError, match='another img_size than the run to resume'):
         Runner.from_cfg(small_config(load_from=base, resume=True, max_iters=4, **{'model.backbone.img_size': 96})).train()
 

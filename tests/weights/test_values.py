@@ -90,7 +90,8 @@ def test_a_run_does_not_resume_an_optimizer_that_holds_it(small_config, base, tm
     index = max(checkpoint['optimizer']['state'])
     values = checkpoint['optimizer']['state'][index]
     values['exp_avg'] = change(values['exp_avg'])
-    path = tmp_path / 'iter_1.pth'
+    path = tmp_path / 'run' / 'iter_1.pth'
+    path.parent.mkdir()
     torch.save(checkpoint, path)
 
     init_model(small_config(), str(path), device='cpu')  # its weights are right
