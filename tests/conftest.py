@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,13 @@ def run_tool(*args: object, check: bool = True, **env: str) -> subprocess.Comple
     if check and done.returncode:
         pytest.fail(f'{" ".join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done
+
+
+def free_port() -> str:
+    """One for a launcher, which nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(('', 0))
+        return str(listener.getsockname()[1])
 
 
 def run_line(line: str, folder: Path, **env: str) -> str:

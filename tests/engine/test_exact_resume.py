@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, free_port, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, loops
@@ -152,13 +152,13 @@ def test_two_processes_go_on_with_the_random_numbers_of_each(small_config, confi
         config.merge_from_dict({'default_hooks.checkpoint.interval': 2})
         config.custom_imports['imports'] += ['save_each_rank', 'killed_while_saving']
         config.custom_hooks.append(dict(type='SaveEachRank', out=str(tmp_path)))
-        extra = dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', PORT='29561')
+        extra = dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
         if stop:
             config.custom_hooks.append(dict(type='KilledAtIteration', at_iter=stop))
-            done = run_tool('tools/dist_train.sh', config_file(config), 2, check=False, **extra)
+            done = run_tool('tools/dist_train.sh', config_file(config), 2, check=False, PORT=free_port(), **extra)
             assert done.returncode
             config.custom_hooks.pop()
-        log = run_tool('tools/dist_train.sh', config_file(config), 2, '--resume', **extra).stdout
+        log = run_tool('tools/dist_train.sh', config_file(config), 2, '--resume', PORT=free_port(), **extra).stdout
         assert ('resumed epoch: 0, iter: 2' if stop else 'There is no checkpoint to resume') in log
         parameters.append([torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True)['parameters'] for rank in (0, 1)])
     for rank in (0, 1):

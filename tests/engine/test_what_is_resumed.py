@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_tool
+from conftest import free_port, run_tool
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.resume import last_whole_checkpoint
@@ -202,5 +202,5 @@ def test_two_processes_decide_alike(small_config, config_file, base):
     """One of them may look when the other has written already."""
     config = small_config(load_from=base, max_iters=2, **{'default_hooks.checkpoint.interval': 1})
     for said in ('There is no checkpoint to resume', 'is at the end of this run (iter 2 of 2)'):
-        log = run_tool('tools/dist_train.sh', config_file(config), 2, '--resume', PORT='29562').stdout
+        log = run_tool('tools/dist_train.sh', config_file(config), 2, '--resume', PORT=free_port()).stdout
         assert said in log
