@@ -100,8 +100,9 @@ def test_a_checkpoint_without_a_note_loads_as_before(small_config, base, tmp_pat
 
 
 def test_what_only_matters_in_training_may_differ(small_config, base):
+    expected = Runner.from_cfg(small_config(load_from=base)).test()
     arch = dict(SMALL_ARCH, layer_scale_init=1e-3, rope_rescale=2.0)
-    Runner.from_cfg(small_config(load_from=base, **other_arch(arch))).test()
+    assert Runner.from_cfg(small_config(load_from=base, name='other', **other_arch(arch))).test() == expected
 
 
 def test_a_named_arch_is_the_dict_of_its_fields():
