@@ -46,7 +46,7 @@ TENSORS: tuple[Kind, ...] = (
     _tensor(lambda value, draw: value > 0, 'booleans'),
     _tensor(lambda value, draw: value.to(torch.complex64), 'complex numbers'),
     _tensor(lambda value, draw: value.to_sparse(), 'a sparse tensor'),
-    _tensor(lambda value, draw: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'a quantised tensor'),
+    _tensor(lambda value, draw: value.tolist(), 'a list of its numbers'),
     _tensor(lambda value, draw: value.to('meta'), 'a meta tensor'),
     _tensor(lambda value, draw: value.to(torch.float8_e4m3fn), 'eight bits'),
     _tensor(lambda value, draw: draw.choice([None, 'text', 5.0, [1.0], {}, b'x']), 'no tensor'),
