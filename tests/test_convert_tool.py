@@ -148,3 +148,22 @@ def test_what_cannot_be_converted_is_refused_in_one_sentence(small_config, confi
         assert done.returncode == 1
         assert told in done.stdout.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        ('blocks.1.mlp.fc1.weight', lambda value: value.repeat(2, 1)),
+        ('norm.bias', lambda value: value[:-1]),
+        ('class_head.bias', lambda value: value[:-1]),
+        ('upscale.0.conv1.weight', lambda value: value.repeat(2, 1, 1, 1)),
+    ],
+)
+def test_a_weight_of_a_size_that_others_contradict_is_not_converted(base, tmp_path, name, change):
+    checkpoint = torch.load(base, weights_only=True)
+    part = 'backbone' if name.startswith('blocks') else 'decode_head'
+    checkpoint['state_dict'][f'{part}.{name}'] = change(checkpoint['state_dict'][f'{part}.{name}'])
+    torch.save(checkpoint, tmp_path / 'wrong.pth')
+    log = convert(tmp_path / 'wrong.pth', tmp_path / 'out.bin', '--to', 'eomt', check=False)
+    assert f'wrong.pth: {name} is of shape' in log
+    assert not (tmp_path / 'out.bin').exists()

@@ -106,7 +106,7 @@ def _is_fingerprint(value: Any) -> bool:
     try:
         _shape, _digest, *numbers = value.split(':')
         return len([float(number) for number in numbers]) == 2
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return False
 
 

@@ -200,7 +200,29 @@ def _weights_of(found: Pretrained) -> StateDict:
     weights = {name: value for name, value in found.weights.items() if not name.startswith(UNUSED)}
     if 'attn_mask_probs' not in weights:
         raise ValueError(f'{found.source} does not say how many blocks are joint ones: attn_mask_probs is missing.')
+    _check_sizes(weights, found.source)
     return weights
+
+
+def _check_sizes(weights: StateDict, source: str) -> None:
+    """Blocks are alike, and all parts as wide as the patch embedding: no model is there to compare with."""
+    dims = len(weights['patch_embed.proj.weight'])
+    rows = {'attn.qkv.weight': 3 * dims, 'mlp.fc1.weight': None, 'mlp.fc1.bias': None, 'attn.qkv.bias': None}
+    columns = ('attn.qkv.weight', 'attn.proj.weight', 'mlp.fc1.weight', 'query_embed.weight', 'class_head.weight')
+    for name, value in weights.items():
+        part, shape, first = name, list(value.shape), None
+        if name.startswith('blocks.'):
+            part = name.split('.', 2)[2]
+            shape, first = list(weights[f'blocks.0.{part}'].shape), rows.get(part, dims)
+        elif name.startswith(('mask_head.', 'upscale.', 'norm.')):
+            first = dims
+        elif name == 'class_head.bias':
+            first = len(weights['class_head.weight'])
+        shape[0] = first or shape[0]
+        if part.endswith(columns):
+            shape[-1] = dims
+        if list(value.shape) != shape:
+            raise ValueError(f'{source}: {name} is of shape {tuple(value.shape)}, and by other weights {tuple(shape)}.')
 
 
 def _class_weights(weights: StateDict) -> torch.Tensor:

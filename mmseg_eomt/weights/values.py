@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 STATE_DICTS = ('state_dict', 'ema_state_dict', 'model')
 EXTRA = '_extra_state'  # what PyTorch's modules may put beside their tensors
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # those of 8 bits come with scales of their own
 MOMENTS = ('exp_avg', 'max_exp_avg')  # of Adam and its kin; other optimizers also keep numbers and lists
 
 
@@ -69,7 +70,7 @@ def check_kinds(model: nn.Module, weights: Mapping[str, Tensor], source: object)
 
 def check_kind(name: str, value: Tensor, wanted: torch.dtype, source: object) -> None:
     """As :func:`check_kinds`, for one tensor."""
-    if value.is_complex() > wanted.is_complex or (wanted.is_floating_point and not value.is_floating_point()):
+    if value.is_complex() > wanted.is_complex or (wanted.is_floating_point and value.dtype not in FLOATS):
         raise ValueError(f'{source}: {name} is of {_told(value.dtype)}, and {_told(wanted)} belongs there.')
 
 
@@ -127,7 +128,7 @@ def _is_finite(value: Tensor) -> bool:
         return True
     value = value.detach()
     if value.is_floating_point():
-        value = value if value.element_size() > 1 else value.float()  # of 8 bits, which have no sums
+        value = value if value.dtype in FLOATS else value.float()  # of 8 bits, which have no sums
         if torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32))):
             return True
     if torch.isfinite(value).all():
