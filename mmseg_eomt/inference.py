@@ -44,6 +44,11 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
     config.test_pipeline = copy.deepcopy(dataset['pipeline'])
     model = init_model(config, checkpoint, device=device or get_device())
+    if not isinstance(model.dataset_meta, dict):
+        raise ValueError(
+            f'{checkpoint} cannot be used: its dataset_meta is a {type(model.dataset_meta).__name__}, and the names of the '
+            f'classes by name belong there.'
+        )
     trained = {'classes': [], **names_and_colours(model.dataset_meta)}
     model.dataset_meta = class_names(dataset) or trained
     names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes

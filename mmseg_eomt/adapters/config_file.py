@@ -1,5 +1,6 @@
 """PEFT's config as it stands in a file: checked before PEFT takes it, which takes text for True and any rank."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -115,6 +116,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (list, set, tuple)) and all(_fits(item, parts[0]) for item in value if parts)
     if kind is types.NoneType:
         return value is None
+    if dataclasses.is_dataclass(kind):
+        return (
+            isinstance(value, Mapping) and bool(value) and value.keys() <= {field.name for field in dataclasses.fields(kind)}
+        )
     return isinstance(value, kind) if kind in (bool, str, dict) else True
 
 

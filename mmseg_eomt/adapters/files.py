@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, draws_base_change, import_peft
 from mmseg_eomt.adapters.config_file import digest_of, read_config
-from mmseg_eomt.adapters.names import is_wrapper, plain_name, tuner_layers
+from mmseg_eomt.adapters.names import adapter_names, is_wrapper, plain_name, tuner_layers
 from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types
 from mmseg_eomt.weights.files import read_file, read_safetensors, write_safetensors
 from mmseg_eomt.weights.values import check_values
@@ -110,7 +110,9 @@ def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name:
             "PEFT would draw these adapters' change of the base anew: only 'pissa' and 'olora' can be exported."
         )
     peft_names(model, name)
-    frozen = [plain_name(key) for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    adapted = set(adapter_names(model))  # frozen too, where they are not to be trained on
+    parameters = [(key, parameter) for key, parameter in model.named_parameters() if key not in adapted]
+    frozen = [plain_name(key) for key, parameter in parameters if not parameter.requires_grad]
     lost = [key for key in frozen if base and base['fingerprints'] and key not in base['fingerprints']]
     if lost:
         raise ValueError(

@@ -185,7 +185,7 @@ def make_labels(looks: dict[str, Look], kind: str, classes: dict[str, Value] | N
     not_trained = {pack(value) for value in ignored}
     whites, usual = set[int](), set[int]()
     if kind != 'colours':
-        _refuse_negative(occurring, not_trained)
+        _refuse_negative(looks, not_trained)
         whites = _white_classes(list(looks.values()), named, not_trained)
         usual = set(WHITES) if 65535 in occurring else {IGNORED}
     if classes:
@@ -225,13 +225,15 @@ def _white_classes(looks: list[Look], named: dict[int, int], not_trained: set[in
     return whites if set(named) == {0, 1} and occurring <= {0, 1, *WHITES} and not together else set()
 
 
-def _refuse_negative(occurring: Totals, not_trained: set[int]) -> None:
-    negative = [value for value in occurring if value < 0 and value not in not_trained]
-    if negative:
-        raise ValueError(
-            f'{occurring[negative[0]][1]} masks hold {negative[0]}, and ids are 0 or more: add --ignore {negative[0]} if it '
-            f'is not to be trained on.'
-        )
+def _refuse_negative(looks: dict[str, Look], not_trained: set[int]) -> None:
+    for path, look in looks.items():
+        for value in look.values:
+            if value < 0 and value not in not_trained:
+                number = sum(value in other.values for other in looks.values())
+                raise ValueError(
+                    f'{number} masks, such as {path}, hold {value}, and ids are 0 or more: add --ignore {value} if it is '
+                    f'not to be trained on.'
+                )
 
 
 def _refuse_unseen(

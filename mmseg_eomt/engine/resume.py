@@ -11,8 +11,10 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmseg_eomt.engine.checks import is_training
+from mmseg_eomt.engine.checks import is_training, segmentor_of
 from mmseg_eomt.engine.two_warmups import TwoWarmupsPolyLR
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.files import is_whole
 from mmseg_eomt.whole import is_unfinished
 
@@ -227,13 +229,13 @@ def _check_optimizer(runner: Runner, saved: Any, source: str) -> None:
                 f'{source} was trained with another optimizer than this {kind}: {differing} (group {number}). Set '
                 f'optim_wrapper as in the run to resume, {START_ANEW}.'
             )
-        _check_states(runner, group['params'], expected['params'], states, source)
+        _check_states(runner, group['params'], expected, states, source)
 
 
-def _check_states(runner: Runner, indices: list[int], parameters: list[Tensor], states: dict, source: str) -> None:
+def _check_states(runner: Runner, indices: list[int], own: dict[str, Any], states: dict, source: str) -> None:
     """Compare the parts that the states of a group's parameters have with each other, and their shapes with the model's."""
     usual: dict[bool, set[str]] = {}  # parts by whether it is a matrix: some optimizers treat those otherwise
-    for index, parameter in zip(indices, parameters):
+    for index, parameter in zip(indices, own['params']):
         if index not in states:
             continue
         state = states[index]
@@ -249,12 +251,14 @@ def _check_states(runner: Runner, indices: list[int], parameters: list[Tensor], 
                     f'{source} cannot be resumed: {name} of parameter {index} in its optimizer is of shape '
                     f'{tuple(value.shape)}, the parameter of {tuple(parameter.shape)}.'
                 )
-    absent = [index for index in indices if index not in states]
-    if states and absent:
-        runner.logger.warning(
-            f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}: '
-            f'they had no gradient yet, or the state was lost. It starts from zero.'
-        )
+    absent = [index for index, p in zip(indices, own['params']) if index not in states and p.requires_grad]
+    if not absent or not (states or 'betas' in own):  # plain SGD keeps none
+        return
+    told = f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}'
+    model = segmentor_of(runner)
+    if isinstance(getattr(model, 'backbone', None), EoMTViT) and isinstance(model.decode_head, EoMTHead):
+        raise ValueError(f'{told}, and all of an EoMT have one: use an earlier checkpoint, {START_ANEW}.')
+    runner.logger.warning(f'{told}: they had no gradient yet, or it was lost. It starts from zero.')
 
 
 def _is_state(groups: Any, states: Any) -> bool:

@@ -200,6 +200,7 @@ def _head(path: Path) -> bytes:
 
 def _broken(path: Path, error: object) -> ValueError:
     told = str(error).splitlines()[0] if str(error) else 'empty'
+    told = 'it has no form that is read' if 'weights_only' in told else told  # PyTorch advises to run what is in a file
     return ValueError(
         f'{path} ({path.stat().st_size:,} bytes) is no whole checkpoint: was it cut short or damaged in writing or '
         f'copying? Use an earlier one, or copy it again. ({told})'

@@ -70,7 +70,7 @@ def check_kinds(model: nn.Module, weights: Mapping[str, Tensor], source: object)
 
 def check_kind(name: str, value: Tensor, wanted: torch.dtype, source: object) -> None:
     """As :func:`check_kinds`, for one tensor."""
-    if value.is_complex() > wanted.is_complex or (wanted.is_floating_point and value.dtype not in FLOATS):
+    if value.is_complex() > wanted.is_complex or (wanted.is_floating_point and not value.is_floating_point()):
         raise ValueError(f'{source}: {name} is of {_told(value.dtype)}, and {_told(wanted)} belongs there.')
 
 
@@ -111,6 +111,8 @@ def _check_value(name: str, value: Any, source: object) -> None:
     kind = next((kind for kind, is_so in kinds.items() if is_so), _told(value.layout))
     if kind != 'strided':
         raise ValueError(f'{source}: {name} is a {kind} tensor, and a dense one belongs there: save it as such.')
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        raise ValueError(f'{source}: {name} is of {_told(value.dtype)}, whose scales are elsewhere: save it as float16.')
     if not _is_finite(value):
         numbers = value if value.is_complex() else value.float()
         raise ValueError(
@@ -127,11 +129,8 @@ def _is_finite(value: Tensor) -> bool:
     if not (value.is_floating_point() or value.is_complex()):
         return True
     value = value.detach()
-    if value.is_floating_point():
-        value = value if value.dtype in FLOATS else value.float()  # of 8 bits, which have no sums
-        if torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32))):
-            return True
-    if torch.isfinite(value).all():
+    kind = torch.promote_types(value.dtype, torch.float32)
+    if torch.isfinite(value.sum(dtype=kind)) or torch.isfinite(value).all():
         return True
     square = value.dim() >= 2 and value.shape[-1] == value.shape[-2]
     return square and value.is_floating_point() and bool((value.isneginf() | (value == 0)).all())

@@ -31,7 +31,7 @@ WRONG = {
     'Inf': (lambda value: value.index_fill(0, torch.tensor(3), -float('inf')), 'holds 0 NaN and 1 Inf among 32 numbers'),
     'integers': (lambda value: value.long(), 'is of int64, and float32'),
     'booleans': (lambda value: value.bool(), 'is of bool, and float32'),
-    'eight bits': (lambda value: value.to(torch.float8_e4m3fn), 'is of float8_e4m3fn, and float32'),
+    'eight bits': (lambda value: value.to(torch.float8_e4m3fn), 'is of float8_e4m3fn, whose scales'),
     'complex': (lambda value: value.to(torch.complex64), 'is of complex64, and float32'),
 }
 
