@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmseg_eomt.data.check import File, Found, LabelRule, look_at
-from mmseg_eomt.data.files import read_mask
+from mmseg_eomt.data.masks import read_mask
 from mmseg_eomt.data.images import Reader, inspect_image
 
 

@@ -15,9 +15,9 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.data.class_list import read_classes
-from mmseg_eomt.data.labels import IGNORED, make_palette
-from mmseg_eomt.data.pairs import find_pairs
+from mmseg_eomt.commands.own_data.class_list import read_classes
+from mmseg_eomt.commands.own_data.class_mapping import IGNORED, make_palette
+from mmseg_eomt.commands.own_data.pairing import find_pairs
 
 CAMVID = ROOT.parent / 'shared' / 'camvid'
 CAMVID_CLASSES = 'sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist'
@@ -177,7 +177,7 @@ def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path
     for name in '12':
         ids(0, 1).convert('RGB').save(tmp_path / f'{name}.bmp')
         ids(0, 1).save(tmp_path / f'{name}.png')
-    code = f'import pathlib; from mmseg_eomt.data.pairs import find_pairs; p = pathlib.Path({str(tmp_path)!r}); '
+    code = f'import pathlib; from mmseg_eomt.commands.own_data.pairing import find_pairs; p = pathlib.Path({str(tmp_path)!r}); '
     code += 'found = find_pairs(p, p); print(list(found.masks), found.image_suffix, found.mask_suffix)'
     env = {**os.environ, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)

@@ -17,8 +17,8 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from test_init_dataset import ids, init_dataset, made  # noqa: F401  a fixture
 
-from mmseg_eomt.data.pairs import list_images
-from mmseg_eomt.data.scan import files_in
+from mmseg_eomt.commands.own_data.pairing import list_images
+from mmseg_eomt.data.images import files_in
 
 
 def lists() -> list[list[str]]:

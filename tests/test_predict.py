@@ -16,7 +16,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_eomt.inference import class_names, load_model
-from mmseg_eomt.pictures import overlay, sheet, with_legend
+from mmseg_eomt.visualization import overlay, sheet, with_legend
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 from tqdm import tqdm
 
-from mmseg_eomt.data.files import describe_turned, ids_of, read_pair
+from mmseg_eomt.data.masks import describe_turned, ids_of, read_pair
 from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
 from mmseg_eomt.engine.checks import is_training, segmentor_of
 from mmseg_eomt.whole import whole_file

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from mmseg_eomt.data.scan import files_in
+from mmseg_eomt.data.images import files_in
 from mmseg_eomt.patching import patch
 
 BASE_SUFFIX = inspect.signature(BaseSegDataset.__init__).parameters['img_suffix'].default
