@@ -28,6 +28,7 @@ def save(content, path, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = safetensors.torch.save_file = save
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as for a script
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)

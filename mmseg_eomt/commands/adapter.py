@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Look at, export, merge and compare what a LoRA run has trained.
 
 python tools/adapter.py info CHECKPOINT                     what it is, was trained on, and how large it is
@@ -10,18 +9,26 @@ CHECKPOINT is a file of a LoRA run or a folder in PEFT's format; CONFIG is the o
 """
 
 import argparse
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+from mmengine.runner import CheckpointLoader
+from mmseg.apis import init_model
+
+from mmseg_eomt.adapters import merge as merge_adapters
+from mmseg_eomt.adapters import save_adapter
+from mmseg_eomt.adapters.checkpoint import KEY, note_of, weights_of
+from mmseg_eomt.adapters.config import as_values, from_values
+from mmseg_eomt.adapters.names import is_adapter, tuner_layers
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE
+from mmseg_eomt.whole import whole_file
 
 
 def info(checkpoint: str) -> None:
     """Print what a checkpoint holds."""
-    from mmseg_eomt.adapters.checkpoint import weights_of
-    from mmseg_eomt.adapters.names import is_adapter
-
     loaded, given = read(checkpoint)
     weights = weights_of(loaded)
     adapters = {name: value for name, value in weights.items() if is_adapter(name)}
@@ -46,12 +53,10 @@ def info(checkpoint: str) -> None:
 
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
-    from mmseg_eomt.adapters import save_adapter
-    from mmseg_eomt.models.arch import KEY
-
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)
-    known = {name: loaded['meta'][name] for name in ('iter', 'epoch', 'dataset_meta', KEY) if name in loaded.get('meta', {})}
+    meta = loaded.get('meta', {})
+    known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH_NOTE) if name in meta}
     save_adapter(model, folder, base=given['base'], meta=known)
     size = sum(path.stat().st_size for path in Path(folder).glob('adapter_*'))
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')
@@ -59,13 +64,6 @@ def export(config: str, checkpoint: str, folder: str) -> None:
 
 def merge(config: str, checkpoint: str, out: str) -> None:
     """Write a plain checkpoint."""
-    import torch
-
-    from mmseg_eomt.adapters import merge as merge_adapters
-    from mmseg_eomt.adapters.checkpoint import KEY
-    from mmseg_eomt.adapters.names import tuner_layers
-    from mmseg_eomt.whole import whole_file
-
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
     loaded, given = read(checkpoint)
@@ -81,8 +79,6 @@ def merge(config: str, checkpoint: str, out: str) -> None:
 
 def diff(first: str, second: str) -> None:
     """Print what differs between two checkpoints."""
-    from mmseg_eomt.adapters.checkpoint import weights_of
-
     (one, one_note), (two, two_note) = read(first), read(second)
     print(f'a  {first}: {kind(one, one_note)}\nb  {second}: {kind(two, two_note)}')
     given, other = ((note or {}).get('peft') or {} for note in (one_note, two_note))
@@ -102,8 +98,6 @@ def diff(first: str, second: str) -> None:
 
 def compare(one: dict, two: dict) -> None:
     """Print, for each part of the model, how far the tensors that both have lie apart."""
-    import torch
-
     equal, apart = 0, {}
     for name in sorted(one.keys() & two.keys()):
         if one[name].shape != two[name].shape:
@@ -121,18 +115,12 @@ def compare(one: dict, two: dict) -> None:
 
 def read(checkpoint: str) -> tuple[dict, dict | None]:
     """A checkpoint and its note of adapters."""
-    from mmengine.runner import CheckpointLoader
-
-    from mmseg_eomt.adapters.checkpoint import note_of
-
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     return loaded, note_of(loaded)
 
 
-def build(config: str, checkpoint: str, given: dict | None):
+def build(config: str, checkpoint: str, given: dict | None) -> torch.nn.Module:
     """The adapted model of a checkpoint."""
-    from mmseg.apis import init_model
-
     if given is None:
         raise ValueError(f'{checkpoint} has no adapters.')
     return init_model(config, checkpoint, device='cpu')
@@ -156,8 +144,6 @@ def sizes(weights: dict) -> str:
 
 def chosen(values: dict) -> dict:
     """The fields of a described config that are not as PEFT sets them."""
-    from mmseg_eomt.adapters.config import as_values, from_values
-
     try:
         usual = as_values(from_values(dict(peft_type=values['peft_type']))) if values else {}
     except (TypeError, ValueError):  # a later version's method, or one that cannot be without settings
@@ -174,13 +160,11 @@ def unprefixed(name: str) -> str:
 
 def part(name: str) -> str:
     """The part of the model that a name is in."""
-    from mmseg_eomt.adapters.names import is_adapter
-
     parts = name.split('.')
     return f'{parts[0]} adapters' if is_adapter(name) else '.'.join(parts[:2])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar='{info,export,merge,diff}')
@@ -194,16 +178,7 @@ def main() -> None:
         for name in names:
             sub.add_argument(name)
         sub.set_defaults(command=command)
-    args = vars(parser.parse_args())
+    args = vars(parser.parse_args(argv))
     command = args.pop('command')
-    sys.path.insert(0, str(ROOT))  # works without installing the plugin
-    try:
-        import mmseg_eomt  # noqa: F401
-
+    with errors_in_a_sentence('adapter'):
         command(**args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'{Path(__file__).name}: {error}')
-
-
-if __name__ == '__main__':
-    main()

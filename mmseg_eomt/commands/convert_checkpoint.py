@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Convert a whole EoMT from any known format to another.
 
 python tools/convert_checkpoint.py SRC DST --to mmseg    a checkpoint of this plugin (.pth)
@@ -11,31 +10,30 @@ converted to be used here: load_from, init_cfg and tools/test.py take every form
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.models.arch import get_arch
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE, check_noted, noted_arch, parse_checkpoint
+from mmseg_eomt.weights.checkpoint_io import write_safetensors
+from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
+from mmseg_eomt.whole import whole_file, whole_folder
 
 
 def convert(args: argparse.Namespace) -> None:
     """Read, convert and write."""
-    import torch
-    from mmengine.config import Config
-    from mmengine.runner import CheckpointLoader
-
-    from mmseg_eomt.models.arch import KEY, check_noted, get_arch, noted_arch
-    from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
-    from mmseg_eomt.weights.files import write_safetensors
-    from mmseg_eomt.weights.read import understand
-    from mmseg_eomt.whole import whole_file, whole_folder
-
     target = Path(args.dst)
     if target.exists():
         raise ValueError(f'{target} is there already: name another, or delete it.')
     loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
-    found = understand(loaded, args.src)
+    found = parse_checkpoint(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
-    meta = {name: known[name] for name in ('dataset_meta', KEY) if name in known}
+    meta = {name: known[name] for name in ('dataset_meta', ARCH_NOTE) if name in known}
     written = target
     if args.to == 'hf':
         classes = class_names(meta, args.src)
@@ -66,7 +64,7 @@ def class_names(meta: dict, source: str) -> list[str] | None:
     return names
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', metavar='SRC')
@@ -74,15 +72,6 @@ def main() -> None:
     parser.add_argument('--to', required=True, choices=('mmseg', 'eomt', 'hf'))
     parser.add_argument('--config', help='for hf, of a model whose arch has no name: the config that it was trained with')
     parser.add_argument('--img-size', type=int, help='for hf with DINOv3: side of the images in pixels (default: 640)')
-    args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))  # works without installing the plugin
-    try:
-        import mmseg_eomt  # noqa: F401
-
+    args = parser.parse_args(argv)
+    with errors_in_a_sentence('convert_checkpoint'):
         convert(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'{Path(__file__).name}: {error}')
-
-
-if __name__ == '__main__':
-    main()

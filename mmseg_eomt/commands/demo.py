@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """The whole way on made data: train a small EoMT by day, adapt it to dusk with LoRA, evaluate before and after.
 
     python tools/demo.py [--overwrite]
@@ -18,13 +17,18 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from mmseg.datasets import CityscapesDataset
 
-ROOT = Path(__file__).resolve().parents[1]
+from mmseg_eomt.configs import config_folder
+from mmseg_eomt.whole import whole_file
+
+ROOT = config_folder().parent
 SCENES = Path('data/street_scenes')
 BASE, LORA = 'eomt_demo', 'eomt_lora_demo'
 WORK_DIRS = Path('work_dirs')
@@ -81,8 +85,6 @@ def files_there() -> dict[str, list[int]]:
 
 def note_files() -> None:
     """Write down that the files which are there are the demo's."""
-    from mmseg_eomt.whole import whole_file
-
     with whole_file(ROOT / MADE) as path:
         path.write_text(json.dumps(files_there(), indent=0), encoding='utf-8')
 
@@ -122,8 +124,6 @@ def evaluate(title: str, name: str, checkpoint: Path, look: str) -> float:
 
 def draw(before: Path, after: Path, out: Path, num_rows: int = 4) -> None:
     """One row a scene: input, truth, prediction before, prediction after. Ignored pixels are black."""
-    from mmseg.datasets import CityscapesDataset
-
     palette = np.zeros((256, 3), np.uint8)
     palette[:19] = np.array(CityscapesDataset.METAINFO['palette'])[:, ::-1]
     rows = []
@@ -148,15 +148,12 @@ def adapter_size(checkpoint: Path) -> tuple[int, float]:
     return sum(v.numel() for v in adapters), sum(v.numel() * v.element_size() for v in adapters) / 1000
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--overwrite', action='store_true', help="go on where others' files are in the demo's folders")
-    overwrite = parser.parse_args().overwrite
+    overwrite = parser.parse_args(argv).overwrite
     start = time.time()
-    sys.path.insert(0, str(ROOT))
-    import mmseg_eomt  # noqa: F401  lets torch.load read mmengine's checkpoints
-
     start_over(overwrite)
     base, lora = WORK_DIRS / BASE / 'iter_600.pth', WORK_DIRS / LORA / 'iter_200.pth'
     run('1/6 Draw street scenes by day and at dusk', 'tools/make_street_scenes.py', SCENES, '--train', 96, '--val', 24)
@@ -178,7 +175,3 @@ def main() -> None:
     print(f'time                      {time.time() - start:.0f} s')
     if after - before < MIN_GAIN:
         sys.exit(f'demo: LoRA gained {after - before:.1f} points of mIoU, less than the {MIN_GAIN:.0f} expected.')
-
-
-if __name__ == '__main__':
-    main()

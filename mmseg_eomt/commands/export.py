@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Export a segmentor, adapters merged, as one graph from image to class scores, and check and time it against PyTorch.
 
 python tools/export.py CONFIG CHECKPOINT OUT.onnx    for ONNX Runtime and TensorRT
@@ -8,11 +7,15 @@ Input: image (B, 3, H, W), float32 RGB from 0 to 255. Output: scores (B, K, H, W
 """
 
 import argparse
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+from mmseg.apis import init_model
+
+from mmseg_eomt import export as exporting
+from mmseg_eomt.commands import errors_in_a_sentence
 
 
 def export(args: argparse.Namespace) -> None:
@@ -23,14 +26,8 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError(f'OUT must end in .onnx (ONNX) or .pt2 (torch.export), got {args.out}.')
     if out.exists():
         raise ValueError(f'{out} is there already: name another, or delete it.')
-    import mmseg_eomt  # noqa: F401  before anything of mmseg
-    from mmseg_eomt import export as exporting
-
     if kind == '.onnx':
         exporting.check_onnx_packages()
-    import torch
-    from mmseg.apis import init_model
-
     module = exporting.ImageToScores(init_model(args.config, args.checkpoint, device='cpu'))
     size = 'any' if args.size is None else '{}×{}'.format(*args.size)
     print(f'exporting {args.checkpoint}: batch {args.batch or "any"}, size {size}', flush=True)
@@ -59,7 +56,7 @@ def export(args: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG')
@@ -70,13 +67,6 @@ def main() -> None:
     )
     parser.add_argument('--batch', type=int, help='fix the number of images (default: any)')
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest difference over the largest score (1e-3)')
-    args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))  # works without installing the plugin
-    try:
+    args = parser.parse_args(argv)
+    with errors_in_a_sentence('export'):
         export(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'{Path(__file__).name}: {error}')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """From a folder of images and a folder of masks to a config that trains on them.
 
     python tools/init_dataset.py IMAGES MASKS [--name NAME] [--classes NAMES] [--ignore VALUE …]
@@ -19,48 +18,63 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.commands.own_data.class_list import classes_and_ignored
+from mmseg_eomt.commands.own_data.class_mapping import (
+    IGNORED,
+    WHITES,
+    as_shades,
+    kind_of,
+    look_at,
+    make_labels,
+    pack,
+    show,
+    through_palettes,
+    totals,
+)
+from mmseg_eomt.commands.own_data.config import base_config, config_text
+from mmseg_eomt.commands.own_data.pairing import find_pairs
+from mmseg_eomt.commands.own_data.smoothing import refuse_smoothed
+from mmseg_eomt.commands.own_data.split import once, split
+from mmseg_eomt.data.check import describe
+from mmseg_eomt.data.images import AS_A_RUN, Picture
+from mmseg_eomt.data.masks import describe_turned, lost_in_a_list, read_mask
+from mmseg_eomt.visualization import overlay, sheet, with_legend
+from mmseg_eomt.whole import is_unfinished, whole_file, whole_folder
+
 NUM_SHEET = 12
 RARE = 1e-4  # share of the pixels
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    args = parse_args()
+    args = parse_args(argv)
     config_file, data_dir = args.out or Path('configs') / f'{args.name}.py', Path('data') / args.name
     there = [str(path) for path in (config_file, data_dir) if holds_anything(path)]
     if there and not args.force:
         sys.exit(f'{" and ".join(there)} exists: give another --name, or --force to write it anew.')
-    try:
+    with errors_in_a_sentence('init_dataset'):
         init_dataset(args, config_file, data_dir)
-    except (ValueError, OSError) as error:
-        sys.exit(f'init_dataset: {error}')
 
 
 def holds_anything(path: Path) -> bool:
     """Whether there is a file, or a folder with more in it than a killed run has left."""
-    from mmseg_eomt.whole import is_unfinished
-
     return not all(map(is_unfinished, path.iterdir())) if path.is_dir() else path.exists()
 
 
 def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) -> None:
     """Look, say what was found, and write; raises a ValueError where the data cannot be used."""
-    from mmseg_eomt.commands.own_data.class_list import classes_and_ignored
-    from mmseg_eomt.commands.own_data.config import base_config, config_text
-    from mmseg_eomt.commands.own_data.pairing import find_pairs
-    from mmseg_eomt.commands.own_data.split import once, split
-    from mmseg_eomt.whole import whole_file, whole_folder
-
     base = base_config(args.base, args.iters)
     if config_file.suffix != '.py' or config_file.is_dir():
         raise ValueError(f'--out is the path of a config to write, which ends in .py, got {config_file}.')
@@ -111,9 +125,6 @@ def find_labels(
     image_of: dict[str, Path], mask_of: dict[str, Path], classes: dict | None, ignored: set, skip_bad: bool
 ) -> tuple[dict, Any]:
     """Read all pairs and say what they hold: what was seen in each that can be used, and the classes."""
-    from mmseg_eomt.commands.own_data.class_mapping import as_shades, kind_of, make_labels, pack, show, through_palettes, totals
-    from mmseg_eomt.commands.own_data.smoothing import refuse_smoothed
-
     looks, problems = look_at_all(image_of, mask_of)
     if not looks:
         raise ValueError(f'No pair can be used: {problems[0]}')
@@ -144,7 +155,7 @@ def find_labels(
     return looks, labels
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', type=Path, help='folder of the images, with or without subfolders')
@@ -174,7 +185,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--iters', type=int, help='iterations to train (8000, or as the base if its schedule is its own)')
     parser.add_argument('--force', action='store_true', help='write over an existing config')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not 0 < args.val < 1:
         parser.error(f'--val is a share between 0 and 1, got {args.val}')
     return args
@@ -182,8 +193,6 @@ def parse_args() -> argparse.Namespace:
 
 def look_at_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[dict, list[str]]:
     """What each pair holds, and what is wrong with the others."""
-    from mmseg_eomt.data.masks import lost_in_a_list
-    from mmseg_eomt.commands.own_data.class_mapping import look_at
 
     def look(name: str):
         if lost_in_a_list(name):
@@ -212,10 +221,6 @@ def say_pairs(pairs) -> None:
 
 def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> None:
     """Print sizes, the kind of masks and a table of the classes."""
-    from mmseg_eomt.data.masks import describe_turned
-    from mmseg_eomt.data.images import Picture
-    from mmseg_eomt.commands.own_data.class_mapping import IGNORED, show
-
     turned = [(name, Picture(look.size, look.orientation)) for name, look in looks.items() if look.orientation != 1]
     if turned:
         print(f'  {describe_turned(turned)}')
@@ -249,8 +254,6 @@ def say_findings(looks: dict, labels, occurring: dict[int, tuple[int, int]]) -> 
 
 def say_white(labels, occurring: dict[int, tuple[int, int]], classes: dict | None, ignored: set) -> None:
     """Print what 255 was taken for, where the user did not say it."""
-    from mmseg_eomt.commands.own_data.class_mapping import IGNORED, WHITES
-
     if labels.kind == 'colours':
         return
     for white in set(WHITES) & occurring.keys() - ignored - set((classes or {}).values()):
@@ -264,8 +267,6 @@ def say_white(labels, occurring: dict[int, tuple[int, int]], classes: dict | Non
 
 def say_problems(problems: list[str], num_pairs: int, skip: bool) -> None:
     """Print what is wrong; end unless such pairs are to be left out."""
-    from mmseg_eomt.data.check import describe
-
     if not problems:
         return
     if not skip:
@@ -292,7 +293,6 @@ def refuse_own_files(folder: Path, files: set[Path]) -> None:
 
 def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
     """Write each mask's class ids as a PNG of one channel."""
-    from mmseg_eomt.data.masks import read_mask
 
     def write(name: str) -> None:
         out = folder / f'{name}.png'
@@ -305,10 +305,6 @@ def rewrite(labels, mask_of: dict[str, Path], folder: Path) -> None:
 
 def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[str], val: list[str]) -> None:
     """Draw some images under their masks, evenly taken from both parts."""
-    from mmseg_eomt.data.masks import read_mask
-    from mmseg_eomt.data.images import AS_A_RUN
-    from mmseg_eomt.visualization import overlay, sheet, with_legend
-
     pictures, titles = [], []
     for title, names in (('train', train), ('val', val)):
         for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
@@ -322,8 +318,6 @@ def draw_sheet(path: Path, labels, image_of: dict, mask_of: dict, train: list[st
 
 def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
     """Print what was written and the commands to go on with."""
-    from mmengine.config import Config
-
     config = Config.fromfile(config_file)
     length = config.train_cfg.get('max_iters')
     last = f'iter_{length}.pth' if length else f'epoch_{config.train_cfg.max_epochs}.pth'
@@ -336,7 +330,3 @@ def say_next(config_file: Path, data_dir: Path, images: Path) -> None:
     config_name, last, images = (shlex.quote(str(path)) for path in (config_file, last, images))
     print(f'  {train} {config_name}')
     print(f'  {predict} {config_name} {last} {images} --out predictions')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Write a small synthetic street-scene set in the Cityscapes layout: for trying, and for tests.
 
     python tools/make_street_scenes.py OUT [--train 48] [--val 16] [--height 128] [--width 256] [--seed 0]
@@ -9,6 +8,7 @@ same files.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -178,7 +178,7 @@ def write_scenes(out: Path, split: str, look: str, count: int, size: tuple[int, 
                 raise OSError(f'{folder / name} could not be written: is there space, and may you write there?')
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, help='folder to write leftImg8bit and gtFine into')
@@ -187,14 +187,10 @@ def main() -> None:
     parser.add_argument('--height', type=int, default=128, help='pixels (128)')
     parser.add_argument('--width', type=int, default=256, help='pixels (256)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same files (0)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.train, args.val, args.seed) < 0 or min(args.height, args.width) < 64:
         parser.error('--train, --val and --seed must be at least 0, --height and --width at least 64')
     for split, count in (('train', args.train), ('val', args.val)):
         for look in LOOKS:
             write_scenes(args.out, split, look, count, (args.height, args.width), args.seed)
             print(f' {split}/{look}: {count} scenes in {args.out}')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Label maps and pictures of images, folders and videos.
 
     python tools/predict.py CONFIG CHECKPOINT INPUT… [--out DIR]
@@ -10,30 +9,33 @@ DIR/overlays/NAME.mp4, and its frames' ids in DIR/labels/NAME/.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from mmengine.config import DictAction
+from mmseg.apis import inference_model
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.data.images import AS_A_RUN, IMAGE_TYPES, files_in, inspect_image
+from mmseg_eomt.inference import load_model
+from mmseg_eomt.visualization import overlay, with_legend
+from mmseg_eomt.whole import check_writable, whole_file
+
 VIDEO_TYPES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    from mmseg_eomt.whole import check_writable
-
-    args = parse_args()
-    try:
+    args = parse_args(argv)
+    with errors_in_a_sentence('predict'):
         inputs = find_inputs(args.inputs, args.out)
         for name in ('overlays', 'labels'):
             check_writable(args.out / name)
         failed = predict(inputs, Predictor(args), args.batch_size)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f'predict: {error}')
     if len(failed) < len(inputs):
         print(f'Wrote {args.out / "overlays"} and {args.out / "labels"}')
     if failed:
@@ -62,10 +64,8 @@ def predict(inputs: list[tuple[Path, str]], predictor: 'Predictor', batch_size: 
     return failed
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the model')
     parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.batch_size < 1 or not 0 <= args.opacity <= 1:
         parser.error(f'--batch-size is 1 or more and --opacity from 0 to 1, got {args.batch_size} and {args.opacity}')
     return args
@@ -87,16 +87,12 @@ class Predictor:
     """The model, and how its results are written."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from mmseg_eomt.inference import load_model
-
         self.args = args
         self.model = load_model(args.config, args.checkpoint, args.device, args.cfg_options)
         self.classes, self.palette = (list(self.model.dataset_meta[name]) for name in ('classes', 'palette'))
 
     def labels(self, images: list[np.ndarray]) -> list[np.ndarray | str]:
         """Class ids (H, W) of images (H, W, 3), BGR, of one size; a sentence for one that cannot be predicted."""
-        from mmseg.apis import inference_model
-
         try:
             results = inference_model(self.model, images)
         except Exception as error:  # of any library; such as an image of one row, of which resizing leaves none
@@ -109,8 +105,6 @@ class Predictor:
 
     def picture(self, image: np.ndarray, labels: np.ndarray, named: list[int]) -> np.ndarray:
         """BGR image under its labels, with the names of some classes."""
-        from mmseg_eomt.visualization import overlay, with_legend
-
         coloured = overlay(image[..., ::-1], labels, self.palette, self.args.opacity)
         return with_legend(coloured, self.classes, self.palette, named)[..., ::-1]
 
@@ -125,8 +119,6 @@ class Predictor:
         Raises:
             ValueError: If it cannot be read or predicted, or there is no encoder.
         """
-        from mmseg_eomt.whole import whole_file
-
         video = cv2.VideoCapture(str(path))
         rate = video.get(cv2.CAP_PROP_FPS) or 25
         number, writer = 0, None
@@ -160,9 +152,6 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
     Raises:
         ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
     """
-    from mmseg_eomt.data.masks import IMAGE_TYPES
-    from mmseg_eomt.data.images import files_in
-
     inputs: dict[str, Path] = {}
     results = {(out / name).resolve() for name in ('labels', 'overlays')}
     for path in given:
@@ -201,8 +190,6 @@ def is_video(path: Path) -> bool:
 
 def read_images(inputs: list[tuple[Path, str]], failed: list[str]) -> Iterator[tuple[tuple[Path, str], np.ndarray]]:
     """Images (H, W, 3), BGR, with their inputs; what cannot be read is noted in ``failed``."""
-    from mmseg_eomt.data.images import AS_A_RUN, inspect_image
-
     for path, name in inputs:
         try:
             inspect_image(path)
@@ -238,11 +225,5 @@ def batches(items: Iterator, size: int) -> Iterator[tuple[list, list]]:
 
 def write(path: Path, image: np.ndarray) -> None:
     """Write a PNG."""
-    from mmseg_eomt.whole import whole_file
-
     with whole_file(path) as new:
         Image.fromarray(np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image).save(new)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """What the queries of an EoMT do on one image, as a sheet.
 
     python tools/show_queries.py CONFIG CHECKPOINT IMAGE [--out SHEET.png]
@@ -10,22 +9,27 @@ the sheet shows the window in the middle of the image.
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
+from mmseg.apis.inference import _preprare_data
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.data.images import inspect_image
+from mmseg_eomt.inference import is_rgb, load_model
+from mmseg_eomt.models import EoMTHead
+from mmseg_eomt.whole import check_writable, whole_file
+
 UNDECIDED = 0.1, 0.9
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    from mmseg_eomt.whole import check_writable
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the model')
     parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
@@ -33,25 +37,19 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='the sheet, .png or .pdf (queries_<IMAGE>.png)')
     parser.add_argument('--queries', type=int, default=16, help='rows at most (16)')
     parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     out = args.out or Path(f'queries_{args.image.stem}.png')
     if out.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         parser.error(f'--out is a picture, such as .png or .pdf, got {out}')
-    try:
+    with errors_in_a_sentence('show_queries'):
         check_writable(out.parent)
         show_queries(args, out)
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f'show_queries: {error}')
     print(f'Wrote {out}')
 
 
 @torch.no_grad()
 def show_queries(args: argparse.Namespace, out: Path) -> None:
     """Predict and draw."""
-    from mmseg_eomt.data.images import inspect_image
-    from mmseg_eomt.inference import load_model
-    from mmseg_eomt.models import EoMTHead
-
     inspect_image(args.image)
     model = load_model(args.config, args.checkpoint, args.device)
     if not isinstance(model.decode_head, EoMTHead):
@@ -78,8 +76,6 @@ def show_queries(args: argparse.Namespace, out: Path) -> None:
 
 def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
     """The image (1, 3, H, W) as the model gets it; the middle window of a model that slides."""
-    from mmseg.apis.inference import _preprare_data
-
     data, _ = _preprare_data(str(path), model)
     image = model.data_preprocessor(data, False)['inputs']
     test_cfg = model.test_cfg
@@ -92,8 +88,6 @@ def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
 
 def shown(model: torch.nn.Module, image: torch.Tensor) -> np.ndarray:
     """A network's input as an RGB picture (H, W, 3) from 0 to 1."""
-    from mmseg_eomt.inference import is_rgb
-
     preprocessor = model.data_preprocessor
     picture = (image[0] * preprocessor.std + preprocessor.mean).cpu() / 255
     rgb = picture if is_rgb(model) else picture.flip(0)
@@ -102,18 +96,12 @@ def shown(model: torch.nn.Module, image: torch.Tensor) -> np.ndarray:
 
 def draw(picture: np.ndarray, rows: list[tuple[str, tuple, list[torch.Tensor]]], title: str, out: Path) -> None:
     """Draw a row a query: its text, its last mask over the picture, its masks of all layers."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    from mmseg_eomt.whole import whole_file
-
     num_layers = len(rows[0][2]) if rows else 1
     width = 2.4
     height = width * picture.shape[0] / picture.shape[1] + 0.25
     size = width * (num_layers + 2), height * max(1, len(rows)) + 0.6
-    figure, axes = plt.subplots(max(1, len(rows)), num_layers + 2, figsize=size, squeeze=False, layout='constrained')
+    figure = Figure(size, layout='constrained')  # without pyplot, which would open a display
+    axes = figure.subplots(max(1, len(rows)), num_layers + 2, squeeze=False)
     figure.suptitle(title)
     for axis in axes.flat:
         axis.axis('off')
@@ -130,7 +118,3 @@ def draw(picture: np.ndarray, rows: list[tuple[str, tuple, list[torch.Tensor]]],
             axis.set_title(f'{place}: {undecided:.0%} undecided', fontsize=7)
     with whole_file(out) as new:
         figure.savefig(new, dpi=110)
-
-
-if __name__ == '__main__':
-    main()
