@@ -17,7 +17,7 @@ from server import COMMIT, serve
 
 from mmseg_eomt.weights.checkpoint import parse_checkpoint
 from mmseg_eomt.weights.formats import EOMT_DINOV3
-from mmseg_eomt.weights.sources import as_hub_name, check_hash
+from mmseg_eomt.weights.sources import as_hub_name, check_hub_hash
 
 
 def read(name: object) -> dict:
@@ -290,15 +290,15 @@ def test_a_file_of_the_hub_is_compared_once_and_again_when_it_has_changed(tmp_pa
         (tmp_path / name).write_bytes(content)
         (tmp_path / 'model.bin').unlink(missing_ok=True)
         (tmp_path / 'model.bin').symlink_to(tmp_path / name)
-        check_hash(tmp_path / 'model.bin')
+        check_hub_hash(tmp_path / 'model.bin')
 
         state = (tmp_path / name).stat()
         (tmp_path / name).write_bytes(content[::-1])
         os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns))
-        check_hash(tmp_path / 'model.bin')  # looks the same, and is not read
+        check_hub_hash(tmp_path / 'model.bin')  # looks the same, and is not read
         os.utime(tmp_path / name)
         with pytest.raises(ValueError, match=rf'model.bin is damaged: its sha\d+ is .* the Hub names {name}'):
-            check_hash(tmp_path / 'model.bin')
+            check_hub_hash(tmp_path / 'model.bin')
 
 
 def test_what_the_hub_has_not_or_does_not_give_is_one_sentence(hub):
