@@ -17,7 +17,7 @@ from mmseg_eomt.adapters.inject import inject
 from mmseg_eomt.models.arch import ARCHS
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.read import from_segmentor, recognise
+from mmseg_eomt.weights.checkpoint import from_segmentor, recognise
 
 CLASSES, QUERIES, JOINT = 19, 100, 4
 NEW_PARTS = [f'decode_head.{part}' for part in ('query_embed', 'class_head', 'mask_head', 'upscale')]

@@ -54,7 +54,7 @@ from benchmarks.candidates import (
     with_lora,
 )
 from benchmarks.meter import Meter
-from mmseg_eomt.models import assembly, eomt_head, layers, losses, mask_module
+from mmseg_eomt.models import eomt_head, layers, losses, mask_module, semantic_inference
 from mmseg_eomt.models.arch import ARCHS
 
 RESULTS = Path(__file__).with_name('results')
@@ -138,8 +138,8 @@ def assemble(meter: Meter, device: str) -> list[dict]:
     classes[:, 20:, -1] += 12
     classes = classes.to(device)
     tolerance = 1e-3
-    strips = assembly.pixel_scores(masks, classes, size, size)
-    dropped = assembly.pixel_scores(masks, classes, size, size, tolerance)
+    strips = semantic_inference.pixel_scores(masks, classes, size, size)
+    dropped = semantic_inference.pixel_scores(masks, classes, size, size, tolerance)
     expected = scores_as_written(masks, classes, size)
     best = classes.softmax(-1)[..., :-1].amax(-1)
     bound = float(best[best < tolerance].sum())
@@ -150,8 +150,8 @@ def assemble(meter: Meter, device: str) -> list[dict]:
     taken = meter(
         dict(
             as_written=lambda: scores_as_written(masks, classes, size),
-            strips=lambda: assembly.pixel_scores(masks, classes, size, size),
-            dropped=lambda: assembly.pixel_scores(masks, classes, size, size, tolerance),
+            strips=lambda: semantic_inference.pixel_scores(masks, classes, size, size),
+            dropped=lambda: semantic_inference.pixel_scores(masks, classes, size, size, tolerance),
         )
     )
     return [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 
 PREFIX = 'mmseg_eomt::'
 

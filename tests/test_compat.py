@@ -1,4 +1,4 @@
-"""The repairs of mmseg_eomt.compat, on real files, a real server and fresh processes."""
+"""The repairs of mmseg_eomt.patches.repairs, on real files, a real server and fresh processes."""
 
 import http.server
 import os
@@ -15,7 +15,7 @@ from conftest import ROOT, free_port
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmseg_eomt import compat
+from mmseg_eomt.patches import repairs
 
 lite_only = pytest.mark.skipif(hasattr(import_module('mmcv._ext'), '__file__'), reason='mmcv has its compiled ops')
 
@@ -71,7 +71,7 @@ def test_a_version_that_does_not_fit_is_one_sentence_with_the_command(monkeypatc
     monkeypatch.setattr(metadata, 'version', lambda name: version if name == 'mmsegmentation' else found(name))
     expected = rf'but {version} is installed: run pip install "mmsegmentation>=1.2.2,<2"'
     with pytest.raises(ImportError, match=expected):
-        compat.check_packages()
+        repairs.check_packages()
 
 
 def test_mmengines_log_history_loads_with_weights_only(tmp_path):

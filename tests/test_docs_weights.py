@@ -14,10 +14,9 @@ from server import serve
 from test_model_zoo import published
 
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.adapt import Target, fit
-from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
-from mmseg_eomt.weights.loading import part_of_vit
-from mmseg_eomt.weights.read import understand
+from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.fit import Target, fit, part_of_vit
+from mmseg_eomt.weights.formats import EOMT, HF_EOMT
 
 PAGE = (ROOT / 'docs' / 'weights.md').read_text(encoding='utf-8')
 SMALL = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
@@ -94,7 +93,7 @@ def test_the_table_that_is_shown_is_the_logs():
     vit, head = model.backbone, model.decode_head
     content = HF_EOMT.write(EOMT.read(published('large', 4, 640, 133, 200)))
     target = Target('EncoderDecoder', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, 4)
-    _, report = fit(understand(content, 'hf://tue-mps/coco_panoptic_eomt_large_640'), target, training=True)
+    _, report = fit(parse_checkpoint(content, 'hf://tue-mps/coco_panoptic_eomt_large_640'), target, training=True)
 
     shown = re.search(r'^    EncoderDecoder: .*?\n\n', PAGE, re.S | re.M).group()
     assert shown.strip() == re.sub('^', '    ', str(report), flags=re.M).strip()

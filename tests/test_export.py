@@ -24,7 +24,7 @@ from mmseg_eomt.export import (
     to_program,
     whole_model,
 )
-from mmseg_eomt.weights.resize import _resized_by_products, resize_pos_embed
+from mmseg_eomt.models.resize import _resized_by_products, resize_pos_embed
 
 PAGE = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
 ROPE_ARCH = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')

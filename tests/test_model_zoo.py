@@ -25,11 +25,9 @@ from mmseg.utils import register_all_modules
 from mmseg_eomt.models.arch import ARCHS, ViTArch, get_arch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.adapt import Target, fit
-from mmseg_eomt.weights.hub import as_hub_name, parse
-from mmseg_eomt.weights.loading import part_of_vit
-from mmseg_eomt.weights.read import understand
-from mmseg_eomt.weights.sources import split_sum
+from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.fit import Target, fit, part_of_vit
+from mmseg_eomt.weights.sources import as_hub_name, parse, split_sum
 
 PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text(encoding='utf-8')
 ROWS = [
@@ -80,7 +78,7 @@ def test_a_published_semantic_model_fits_its_config_and_nothing_is_adapted(row):
     content = published(config.model.backbone.arch, 4, side, dict(Cityscapes=19, ADE20K=150)[row[1]], 100)
     target = Target('model', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, head.num_joint_blocks)
 
-    _, report = fit(understand(content, row[-2]), target, training=False)
+    _, report = fit(parse_checkpoint(content, row[-2]), target, training=False)
 
     assert (report.adapted, report.new) == ([], [])
     assert row[1] == dict(CityscapesDataset='Cityscapes', ADE20KDataset='ADE20K')[config.test_dataloader.dataset.type]
@@ -96,7 +94,7 @@ def test_a_published_panoptic_model_fits_the_arch_and_split_that_it_is_listed_wi
     content = published(arch, joint, side, classes, 200)
     target = Target('model', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, joint)
 
-    _, report = fit(understand(content, row[-2]), target, training=True)
+    _, report = fit(parse_checkpoint(content, row[-2]), target, training=True)
 
     assert report.adapted == ['queries 200 → 100, the first are kept']
     assert report.new == [f'class_head ({classes} classes in the checkpoint, 19 here)']
@@ -122,7 +120,7 @@ def test_a_vit_fits_the_arch_and_registers_that_it_is_listed_with(row):
         vit = EoMTViT(asdict(arch), 512, num_register_tokens=int(row[2]), num_joint_blocks=0)
     target = Target('model', vit.arch, part_of_vit(vit), vit.grid_size, 0)
 
-    _, report = fit(understand(published_vit(row, arch), row[3]), target, training=True)
+    _, report = fit(parse_checkpoint(published_vit(row, arch), row[3]), target, training=True)
 
     expected = ['patches 14 → 16 pixels', 'positions 37×37 → 32×32'] if 'DINOv2' in row[0] else []
     expected += ['positions 14×14 → 32×32'] if row[1].startswith('vit_') or 'DeiT' in row[0] else []

@@ -6,7 +6,7 @@ import pytest
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.every_run import check_every_run
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 
 
 class Owner:

@@ -47,7 +47,7 @@ def info(checkpoint: str) -> None:
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
     from mmseg_eomt.adapters import save_adapter
-    from mmseg_eomt.models.arch import KEY
+    from mmseg_eomt.weights.checkpoint import ARCH_NOTE as KEY
 
     loaded, given = read(checkpoint)
     model = build(config, checkpoint, given)

@@ -23,17 +23,18 @@ def convert(args: argparse.Namespace) -> None:
     from mmengine.config import Config
     from mmengine.runner import CheckpointLoader
 
-    from mmseg_eomt.models.arch import KEY, check_noted, get_arch, noted_arch
-    from mmseg_eomt.weights.export import to_eomt, to_hugging_face, to_mmseg
-    from mmseg_eomt.weights.files import write_safetensors
-    from mmseg_eomt.weights.read import understand
+    from mmseg_eomt.models.arch import get_arch
+    from mmseg_eomt.weights.checkpoint import ARCH_NOTE as KEY
+    from mmseg_eomt.weights.checkpoint import check_noted, noted_arch, parse_checkpoint
+    from mmseg_eomt.weights.checkpoint_io import write_safetensors
+    from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
     from mmseg_eomt.whole import whole_file, whole_folder
 
     target = Path(args.dst)
     if target.exists():
         raise ValueError(f'{target} is there already: name another, or delete it.')
     loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
-    found = understand(loaded, args.src)
+    found = parse_checkpoint(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
     meta = {name: known[name] for name in ('dataset_meta', KEY) if name in known}
     written = target

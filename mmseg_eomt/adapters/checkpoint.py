@@ -1,34 +1,143 @@
 """Checkpoints with adapters: what is noted in them, what they leave out, and how a model takes them."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.base import differing, named_weights, restore_base
-from mmseg_eomt.adapters.config import as_values, changes_base, differences
-from mmseg_eomt.adapters.config_file import config_for, peft_errors
-from mmseg_eomt.adapters.inject import inject
+from mmseg_eomt.adapters.base_weights import differing, named_weights, restore_base
+from mmseg_eomt.adapters.config import as_values, changes_base, config_for, differences, peft_errors
+from mmseg_eomt.adapters.inject import inject, unchanged_on_error
 from mmseg_eomt.adapters.names import (
     adapter_entries,
     adapter_names,
     belongs_to,
+    from_peft_names,
     is_adapter,
+    names_in_peft,
     plain_name,
     tuner_layers,
     within,
 )
-from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types, note
-from mmseg_eomt.adapters.precision import ReducedLinear, quantized_layers
-from mmseg_eomt.adapters.undo import unchanged_on_error
-from mmseg_eomt.weights.values import check_kind
+from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
+from mmseg_eomt.weights.checkpoint import Checkpoint
+from mmseg_eomt.weights.checkpoint_io import check_kind
+from mmseg_eomt.weights.fit import compare, refuse
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-SOURCE = 'mmseg_eomt.source'  # in the metadata of a state dict: the file that it was read from
+SET_AS_IN_TRAINING = 'set the model, target_modules and trainable_modules as in training, or use a file that is complete'
+KEY = 'adapter'  # of the note in a checkpoint's meta
+UNKNOWN_BASE: dict[str, Any] = dict(init_cfg={}, load_from=None, fingerprints={})
+_INIT_CFG = {'type', 'checkpoint', 'prefix', 'map_location'}  # mmengine's PretrainedInit; more would build other things
+
+
+def note(
+    config: 'PeftConfig | None',
+    trainable_modules: Sequence[str],
+    base: dict[str, Any],
+    complete: bool,
+    base_precision: str = 'fp32',
+) -> dict[str, Any]:
+    """What a checkpoint says of its adapters, in plain values.
+
+    Args:
+        config: PEFT's config; None if nothing is targeted.
+        trainable_modules: Modules trained beside the adapters.
+        base: As :func:`~.base_weights.describe_base` returned.
+        complete: Whether the base weights are in the checkpoint.
+        base_precision: How they were kept in memory (:mod:`~.precision`).
+    """
+    return dict(
+        peft=as_values(config) if config else None,
+        trainable_modules=list(trainable_modules),
+        base=base,
+        complete=complete,
+        base_precision=base_precision,
+    )
+
+
+def check_types(found: Any, source: str) -> None:
+    """Make sure that a note from a file is one.
+
+    Args:
+        found: What stands in the place of the note.
+        source: Of the file, for the message.
+
+    Raises:
+        ValueError: If it is none, with the first entry that is not as it should be.
+    """
+    if not isinstance(found, Mapping):
+        raise _wrong(source, f'meta[{KEY!r}]', found, 'a dict')
+    for entry in ('peft', 'trainable_modules', 'base', 'complete'):
+        if entry not in found:
+            raise ValueError(f'{source} has no valid note of its adapters: meta[{KEY!r}] lacks {entry}; {_CURE}')
+    peft, precision = found['peft'], found.get('base_precision', 'fp32')
+    if peft is not None and not (isinstance(peft, Mapping) and isinstance(peft.get('peft_type'), str)):
+        raise _wrong(source, 'peft', peft, "None or PEFT's config as a dict with peft_type")
+    if not is_list_of_names(found['trainable_modules']):
+        raise _wrong(source, 'trainable_modules', found['trainable_modules'], 'a list of names')
+    if not isinstance(found['complete'], bool):
+        raise _wrong(source, 'complete', found['complete'], 'True or False')
+    if precision not in PRECISIONS:
+        raise _wrong(source, 'base_precision', precision, f'one of {PRECISIONS}')
+    check_base(found['base'], source)
+
+
+def check_base(base: Any, source: str) -> None:
+    """Make sure that a description of the base from a file is one (:func:`~.base_weights.describe_base`).
+
+    Raises:
+        ValueError: If it is none, with the first entry that is not as it should be.
+    """
+    if not (isinstance(base, Mapping) and base.keys() >= UNKNOWN_BASE.keys()):
+        raise _wrong(source, 'base', base, f'a dict with {", ".join(UNKNOWN_BASE)}')
+    sources, load_from, fingerprints = (base[name] for name in UNKNOWN_BASE)
+    if not (isinstance(sources, Mapping) and all(map(_names_a_checkpoint, sources.items()))):
+        raise _wrong(source, 'base.init_cfg', sources, "a dict(type='Pretrained', checkpoint='<path>') by module")
+    if not (load_from is None or isinstance(load_from, str)):
+        raise _wrong(source, 'base.load_from', load_from, 'None or a path')
+    if not isinstance(fingerprints, Mapping):
+        raise _wrong(source, 'base.fingerprints', fingerprints, 'a dict of a fingerprint by name')
+    for name, noted in fingerprints.items():
+        if not (isinstance(name, str) and _is_fingerprint(noted)):
+            raise _wrong(source, f'base.fingerprints[{name!r}]', noted, 'shape, digest and two numbers')
+
+
+def is_list_of_names(value: Any) -> bool:
+    """Whether it is a list of strings."""
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+
+def _names_a_checkpoint(item: tuple[Any, Any]) -> bool:
+    module, part = item
+    return (
+        isinstance(module, str)
+        and isinstance(part, Mapping)
+        and part.keys() <= _INIT_CFG
+        and part.get('type') == 'Pretrained'
+        and isinstance(part.get('checkpoint'), str)
+    )
+
+
+def _is_fingerprint(value: Any) -> bool:
+    try:
+        _shape, _digest, *numbers = value.split(':')
+        return len([float(number) for number in numbers]) == 2
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+_CURE = 'use an earlier checkpoint, or copy it again.'
+
+
+def _wrong(source: str, entry: str, value: Any, expected: str) -> ValueError:
+    shown = repr(value)
+    shown = shown if len(shown) < 60 else f'{shown[:56]}…'
+    return ValueError(f'{source} has no valid note of its adapters: {entry} is {shown}, expected {expected}; {_CURE}')
 
 
 def note_of(checkpoint: dict | None, source: str = '') -> dict[str, Any] | None:
@@ -47,7 +156,7 @@ def note_of(checkpoint: dict | None, source: str = '') -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     weights = weights_of(checkpoint)
-    source, meta = source or source_of(weights), checkpoint.get('meta') or {}
+    source, meta = source or Checkpoint.of(weights).source, checkpoint.get('meta') or {}
     if not isinstance(meta, Mapping):
         raise ValueError(f'{source} is no checkpoint: its meta is a {type(meta).__name__}, not a dict.')
     if KEY in meta:
@@ -56,11 +165,6 @@ def note_of(checkpoint: dict | None, source: str = '') -> dict[str, Any] | None:
     if any(is_adapter(name) for name in weights):
         return note(None, [], UNKNOWN_BASE, any('.base_layer.' in name for name in weights))
     return None
-
-
-def source_of(weights: Any) -> str:
-    """The file that weights were read from, for messages."""
-    return getattr(weights, '_metadata', {}).get(SOURCE) or 'The checkpoint'
 
 
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:
@@ -158,11 +262,10 @@ def completed(
     Raises:
         RuntimeError: If the checkpoint's weights are not those that the model needs.
     """
-    source = source or source_of(state_dict)
+    origin = Checkpoint.of(state_dict)
+    source = source or origin.source
     from_peft = any(name.startswith('base_model.model.') for name in state_dict)
     if from_peft:
-        from mmseg_eomt.adapters.files import from_peft_names
-
         state_dict = from_peft_names(model, state_dict)
     own = {f'{prefix}{name}': value for name, value in model.state_dict().items()}
     adapters = {f'{prefix}{name}' for name in _needed_adapters(model, state_dict, from_peft)}
@@ -170,19 +273,19 @@ def completed(
     if new_run:
         anew = [name for name in state_dict if name in beside and state_dict[name].shape != own[name].shape]
         if anew:
-            shapes = [_shapes(name, state_dict, own) for name in anew]
-            print_log(f'Of another shape, and re-initialised: {"; ".join(shapes)}', logger='current')
+            shapes = [f'{name}: checkpoint {tuple(state_dict[name].shape)}, model {tuple(own[name].shape)}' for name in anew]
+            print_log(f'Of another shape, and randomly initialised: {"; ".join(shapes)}', logger='current')
         state_dict = {name: value for name, value in state_dict.items() if name not in anew}
         beside -= {*anew, *(beside if from_peft else ())}
     given = {name: value for name, value in state_dict.items() if name in own or name.startswith(prefix)}
-    compare(given, own, source, adapters | beside)
-    return OrderedDict({**own, **state_dict})
+    check_adapted(given, own, source, adapters | beside)
+    return replace(origin, is_fitted=True).attach({**own, **state_dict})
 
 
-def compare(
+def check_adapted(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, needed: Collection[str] | None = None
 ) -> None:
-    """Make sure that weights from a file are those that a model takes.
+    """Make sure that weights from a file are those that an adapted model takes.
 
     Args:
         given: From the file.
@@ -194,36 +297,14 @@ def compare(
         RuntimeError: If some are missing, unknown or of another shape; position embeddings may be.
         ValueError: If some are of integers where the model has floating-point numbers.
     """
-    needed = own.keys() if needed is None else needed
-    absent, unknown = sorted(set(needed) - given.keys()), sorted(given.keys() - own.keys())
-    other = [
-        _shapes(name, given, own)
-        for name in given.keys() & own.keys()
-        if given[name].shape != own[name].shape and not name.endswith('pos_embed')
-    ]
-    problems = (
-        absent and f'lacks {len(absent)} of the {len(needed)} weights of adapters and trained modules, such as {absent[:3]}',
-        unknown and f'has {len(unknown)} weights that the model has not, such as {unknown[:3]}',
-        other and f'has {len(other)} weights of another shape, such as {"; ".join(sorted(other)[:2])}',
-    )
-    if any(problems):
-        raise RuntimeError(
-            f'{source} {", and ".join(filter(None, problems))}: set the model, target_modules and trainable_modules as they '
-            f'were in training, or use a file that is complete.'
-        )
+    refuse(source, compare(given, own, needed), SET_AS_IN_TRAINING, RuntimeError)
     for name in given.keys() & own.keys():
         check_kind(name, given[name], own[name].dtype, source)
-
-
-def _shapes(name: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    return f'{name}: checkpoint {tuple(given[name].shape)}, model {tuple(own[name].shape)}'
 
 
 def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft: bool) -> set[str]:
     """Entries of the adapters that a checkpoint is for; PEFT's format leaves out what PEFT makes again."""
     if from_peft:
-        from mmseg_eomt.adapters.files import names_in_peft
-
         return set(names_in_peft(model).values())
     others = [
         adapter
@@ -258,7 +339,7 @@ def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor])
         RuntimeError: If the checkpoint's weights are not those that the model needs.
         ValueError: If config or base are not those of training, with what differs.
     """
-    source = source_of(state_dict)
+    source = Checkpoint.of(state_dict).source
     if tuner_layers(model):
         check_note(given, model.peft_config.get('default'), source)
         if not given['complete']:

@@ -2,14 +2,16 @@
 
 import copy
 import warnings
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
 from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_wrapper, tuner_layers, within
+from mmseg_eomt.weights.fit import compare, refuse
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -116,7 +118,7 @@ def settle(model: nn.Module) -> None:
 
     Its parts start in training's mode and take that of what they were added to, and they are used where a weight is read.
     """
-    from mmseg_eomt.adapters.weight_reads import adapt_weight_reads
+    from mmseg_eomt.adapters.attention_lora import adapt_weight_reads
 
     adapt_weight_reads(model)
     for layer in tuner_layers(model).values():
@@ -263,21 +265,50 @@ def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
     Raises:
         RuntimeError: If some are missing, unknown or of another shape, with what was given and what the model has.
     """
-    shapes = {name: tuple(value.shape) for name, value in given.items()}
     adapters = [adapter for adapter in model.peft_config if any(belongs_to(name, adapter) for name in given)]
     own = {
-        name: tuple(model.get_parameter(name).shape)
+        name: model.get_parameter(name)
         for name in adapter_names(model)
         if not adapters or any(belongs_to(name, adapter) for adapter in adapters)
     }
     buffers = {name for name, _ in model.named_buffers()}
-    differing = [
-        f'{name}: checkpoint {shapes.get(name, "absent")}, model {own.get(name, "absent")}'
-        for name in sorted((shapes.keys() | own.keys()) - buffers)
-        if shapes.get(name) != own.get(name)
-    ]
-    if differing:
-        raise RuntimeError(
-            f"The checkpoint's adapters differ from the model's in {len(differing)} tensors: set r and target_modules as "
-            f'they were in training. {"; ".join(differing[:4])}{"; …" if len(differing) > 4 else ""}'
-        )
+    differing = compare(given, own, known=given.keys() - buffers)
+    refuse('The checkpoint', differing, 'set r and target_modules as they were in training', RuntimeError)
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)  # of modules, parameters, hooks, and of PEFT's settings by adapter
+
+
+@contextmanager
+def unchanged_on_error(model: nn.Module, values: bool = False) -> Iterator[None]:
+    """Put a model back if an error leaves the context: its modules, parameters, hooks and what trains.
+
+    Args:
+        model: Any module.
+        values: Whether the parameters' numbers may be changed as well, and are to be copied for it. Default: False.
+    """
+    modules = [(module, type(module), dict(module.__dict__)) for module in model.modules()]
+    containers = {id(v): (v, v.copy()) for *_, state in modules for v in state.values() if type(v) in _CONTAINERS}
+    parameters = [(p, p.requires_grad, p.detach().clone() if values else p.data) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, cls, state in modules:
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        for container, content in containers.values():
+            _refill(container, content)
+        for parameter, requires_grad, value in parameters:
+            parameter.requires_grad = requires_grad
+            parameter.data = value
+        raise
+
+
+def _refill(container: dict[Any, Any] | list[Any] | set[Any], content: Any) -> None:
+    """The content of before in the container that was there, which others may hold on to, such as hooks' handles."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)

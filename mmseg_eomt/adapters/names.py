@@ -1,11 +1,13 @@
-"""What an adapted model calls its parameters: the adapters' own, and those of the layers below them."""
+"""Names of an adapted model's parameters: the adapters' own, the layers' below them, and those in PEFT's format."""
 
 import functools
 import re
 import sys
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
+
+from mmseg_eomt.adapters.config import import_peft
 
 # Where PEFT cannot be imported, these are enough to see that a checkpoint has adapters, which cannot be used there.
 _WITHOUT_PEFT = ('lora_A', 'lora_B', 'hada_w1_a', 'lokr_w1', 'lokr_w1_a', 'oft_R', 'boft_R', 'ia3_l', 'hra_u')
@@ -19,6 +21,8 @@ _BESIDE_THE_TABLE = (
     'bone_block',
     'oft_r',
 )
+PREFIX = 'base_model.model.'  # of every name in PEFT's format
+_UNWRAPPED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # which PEFT cannot save whole
 _IN_NO_LAYER = ('SHADOW',)  # a network beside the model: words such as shadow_up may be in any model
 
 
@@ -90,3 +94,52 @@ def plain_name(name: str) -> str:
 def within(name: str, modules: Iterable[str]) -> bool:
     """Whether a module or parameter is one of the modules or inside one."""
     return any(name == module or name.startswith(f'{module}.') for module in modules)
+
+
+def whole_modules(model: nn.Module) -> list[str]:
+    """The largest modules that are trained whole, beside adapters."""
+    layers = tuner_layers(model)
+
+    def visit(name: str, module: nn.Module) -> list[str]:
+        parameters = list(module.parameters())
+        if name in layers or is_wrapper(module) or not parameters:
+            return []
+        if name and not isinstance(module, _UNWRAPPED) and all(p.requires_grad for p in parameters):
+            return [name]
+        return [m for child, part in module.named_children() for m in visit(f'{name}.{child}'.lstrip('.'), part)]
+
+    return visit('', model)
+
+
+def names_in_peft(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
+    """PEFT's name, without its prefix, of all that it keeps of an adapter, and the model's name; there may be two of one."""
+    peft = import_peft()
+    state = model.state_dict()
+    by_id = {id(value): name for name, value in state.items()}
+    saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
+    return {name: by_id[id(value)] for name, value in saved.items() if id(value) in by_id}
+
+
+def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
+    """The model's name of everything that is trained, and the name of it in PEFT's format.
+
+    Raises:
+        ValueError: If that format has no place for a parameter.
+    """
+    names = {name: f'{PREFIX}{new}' for new, name in names_in_peft(model, adapter).items()}
+    state = model.state_dict()
+    for module in whole_modules(model):
+        alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]
+        if alike:
+            raise ValueError(f'PEFT finds modules by how their names end, and would take {alike[0]} for {module} too.')
+        names.update({name: f'{PREFIX}{name}' for name in state if name.startswith(f'{module}.')})
+    homeless = [name for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    if homeless:
+        raise ValueError(f"PEFT's format has no place for {homeless[:3]}: put whole modules into trainable_modules.")
+    return names
+
+
+def from_peft_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of PEFT's format under the names of an adapted model."""
+    names = {new: old for old, new in peft_names(model).items()}
+    return {names.get(name, name.removeprefix(PREFIX)): value for name, value in state_dict.items()}

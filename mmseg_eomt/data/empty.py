@@ -9,7 +9,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 from mmseg_eomt.data.scan import files_in
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 
 BASE_SUFFIX = inspect.signature(BaseSegDataset.__init__).parameters['img_suffix'].default
 

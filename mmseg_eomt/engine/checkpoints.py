@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.hooks import checkpoint_hook as checkpoint_hook_module
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 from mmseg_eomt.whole import whole_file
 
 

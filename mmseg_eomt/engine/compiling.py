@@ -10,7 +10,7 @@ from torch import nn
 
 from mmseg_eomt.engine.checks import segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 
 
 def compile_networks() -> None:

@@ -1,21 +1,25 @@
 """Checks of EoMT models in every Runner, whichever hooks its config has."""
 
+import functools
 from collections.abc import Callable
 
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_eomt.adapters.base import pretrained_sources
+from mmseg_eomt.adapters.base_weights import pretrained_sources
+from mmseg_eomt.adapters.checkpoint import weights_of
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checkpoints import save_between_steps
-from mmseg_eomt.engine.checks import is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.checks import fit_run_checkpoint, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
 from mmseg_eomt.engine.model_note import ModelNoteHook
 from mmseg_eomt.engine.random_state import RandomStateHook, gather_random_states
 from mmseg_eomt.engine.resume import check_fits_run, check_resumable, settle_resume
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
+from mmseg_eomt.weights.checkpoint import Checkpoint
+from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
 
 
 def check_every_run() -> None:
@@ -43,7 +47,9 @@ def _settled(train: Callable) -> Callable:
 
 def _checked(call: Callable) -> Callable:
     def call_hook(self: Runner, fn_name: str, **kwargs) -> None:
-        if fn_name not in ('before_run', 'after_load_checkpoint', 'before_train') or not _has_eomt(self):
+        if fn_name == 'after_load_checkpoint':
+            return _receive(self, kwargs['checkpoint'], functools.partial(call, self, fn_name, **kwargs))
+        if fn_name not in ('before_run', 'before_train') or not _has_eomt(self):
             return call(self, fn_name, **kwargs)
         if fn_name == 'before_run':
             prepare_run(self)
@@ -54,13 +60,24 @@ def _checked(call: Callable) -> Callable:
         elif fn_name == 'before_train':
             warn_of_the_start(self)
             save_between_steps(self)
-        else:
-            check_resumable(self, kwargs['checkpoint'])
         call(self, fn_name, **kwargs)
-        if fn_name == 'after_load_checkpoint':  # after the hooks, which know more of the model
-            check_fits_run(self, kwargs['checkpoint'])
 
     return call_hook
+
+
+def _receive(runner: Runner, checkpoint: dict, call_hooks: Callable[[], None]) -> None:
+    """Check and fit a checkpoint that a Runner has read, before its hooks see it."""
+    resumes, has_eomt = runner._resume and is_training(runner), _has_eomt(runner)
+    source = Checkpoint.of(weights_of(checkpoint)).source
+    with naming(source):
+        if has_eomt:
+            check_resumable(runner, checkpoint)
+        if resumes and 'optimizer' in checkpoint:
+            check_optimizer(checkpoint['optimizer'], source)
+        fit_run_checkpoint(runner, checkpoint)
+        call_hooks()
+        if has_eomt:  # after the hooks, which know more of the model
+            check_fits_run(runner, checkpoint)
 
 
 def warn_of_the_start(runner: Runner) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from mmseg_eomt.adapters.base import describe_base, restore_base, watch_loading, without_trained
+from mmseg_eomt.adapters.base_weights import describe_base, restore_base, watch_loading, without_trained
 from mmseg_eomt.adapters.checkpoint import (
     KEY,
     UNKNOWN_BASE,
@@ -26,17 +26,17 @@ from mmseg_eomt.adapters.checkpoint import (
     weights_of,
 )
 from mmseg_eomt.adapters.config import changes_base
-from mmseg_eomt.adapters.files import check_exportable, save_adapter
 from mmseg_eomt.adapters.inject import inject, modules_trained_whole
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers, within
+from mmseg_eomt.adapters.peft_folder import check_exportable, save_adapter
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
-from mmseg_eomt.engine.adapter_use import AdapterUse
-from mmseg_eomt.engine.checks import check_weights, is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.checks import is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.lora_arguments import ATTENTION_LAYERS, config_maker
 from mmseg_eomt.engine.resume import check_resumable
-from mmseg_eomt.models.arch import KEY as ARCH
+from mmseg_eomt.engine.unused_adapters import AdapterUse
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint
 from mmseg_eomt.weights.fit import load_fitted
 from mmseg_eomt.whole import whole_file
 
@@ -229,7 +229,7 @@ class LoRAHook(Hook):
             if not isinstance(hook, EMAHook):
                 hook.after_load_checkpoint(runner, checkpoint)
         weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
-        load_fitted(model, weights, runner._load_from)
+        load_fitted(model, Checkpoint(runner._load_from).attach(weights))
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 
@@ -316,7 +316,6 @@ class LoRAHook(Hook):
             checkpoint['state_dict'] = completed(model, checkpoint['state_dict'], new_run=new_run)
             if 'ema_state_dict' in checkpoint:
                 checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.', new_run)
-        check_weights(runner, checkpoint)
 
     def _merge(self, runner: Runner) -> None:
         """Put the adapters into the weights where nothing is trained: beside them they would take time."""
@@ -354,7 +353,7 @@ class _SaveTrained(Hook):
             meta[KEY] = note(config, owner.trainable_modules, owner.base, complete, owner.base_precision)
         if owner.save_adapter:
             folder = Path(runner.work_dir) / 'adapters' / f'iter_{meta["iter"]}'
-            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH) if name in meta}
+            known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH_NOTE) if name in meta}
             save_adapter(model, folder, checkpoint['state_dict'], owner.base, known)
         for key, prefix in (('state_dict', ''), ('ema_state_dict', 'module.')):
             for name in dropped if key in checkpoint else ():

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from mmseg_eomt.engine.checks import check_weights, prepare_run, segmentor_of
+from mmseg_eomt.engine.checks import prepare_run, segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 
 
@@ -54,10 +54,6 @@ class MaskAnnealingHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Check the model and its data."""
         prepare_run(runner)
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check that the checkpoint fits."""
-        check_weights(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         """Find the head and fix the iterations for this run's length."""

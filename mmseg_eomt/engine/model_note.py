@@ -7,9 +7,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmseg_eomt.adapters.loading import unwrapped
-from mmseg_eomt.engine.checks import is_training
-from mmseg_eomt.engine.classes import check_classes, check_trained_classes
-from mmseg_eomt.models.arch import KEY, arch_of, check_noted, noted_arch
+from mmseg_eomt.engine.checks import check_classes, check_trained_classes, is_training
+from mmseg_eomt.models.arch import arch_of
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE, check_noted, noted_arch
 
 
 class ModelNoteHook(Hook):
@@ -22,7 +22,7 @@ class ModelNoteHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note what the weights do not tell, in plain values."""
-        checkpoint['meta'][KEY] = asdict(arch_of(unwrapped(runner.model)))
+        checkpoint['meta'][ARCH_NOTE] = asdict(arch_of(unwrapped(runner.model)))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the arch and, unless a new run starts from the checkpoint, the names of the classes.
@@ -35,10 +35,10 @@ class ModelNoteHook(Hook):
             check_trained_classes(runner, checkpoint, is_training(runner))
 
     def before_val(self, runner: Runner) -> None:
-        """See :func:`~.classes.check_classes`; training has called it before its first iteration."""
+        """See :func:`~.checks.check_classes`; training has called it before its first iteration."""
         if not is_training(runner):
             check_classes(runner)
 
     def before_test(self, runner: Runner) -> None:
-        """See :func:`~.classes.check_classes`."""
+        """See :func:`~.checks.check_classes`."""
         check_classes(runner)

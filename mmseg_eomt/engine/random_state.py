@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 
-from mmseg_eomt.patching import patch
+from mmseg_eomt.patches import patch
 
 KEY = 'random_state'  # in a checkpoint: a list with the state of each process
 

@@ -12,10 +12,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from mmseg_eomt.engine.checks import is_training, segmentor_of
-from mmseg_eomt.engine.two_warmups import TwoWarmupsPolyLR
+from mmseg_eomt.engine.optimizer import TwoWarmupsPolyLR
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.files import is_whole
+from mmseg_eomt.weights.checkpoint_io import is_whole
 from mmseg_eomt.whole import is_unfinished
 
 # how the steps of an optimizer are computed, not what they are

@@ -1,14 +1,10 @@
 """Sizes of the plain ViTs that EoMT is built from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from torch import nn
 
 from mmseg_eomt.models.layers import MLPS, Block
-
-KEY = 'eomt_arch'  # of the note in a checkpoint's meta
-TRAINING_ONLY = ('layer_scale_init', 'rope_rescale')  # fields that a trained model does not depend on
 
 
 @dataclass(frozen=True)
@@ -127,34 +123,3 @@ def arch_of(model: nn.Module) -> ViTArch | None:
     """The arch of a segmentor's ViT, of its backbone or its head; None if it has none."""
     archs = (getattr(module, 'arch', None) for module in model.modules())
     return next((arch for arch in archs if isinstance(arch, ViTArch)), None)
-
-
-def noted_arch(checkpoint: object) -> object:
-    """The fields of the arch that a checkpoint of ours notes, as they stand there; None if it notes none."""
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    return meta.get(KEY) if isinstance(meta, Mapping) else None
-
-
-def check_noted(noted: object, arch: ViTArch | None, source: str) -> None:
-    """Compare the arch that a checkpoint notes with a model's: weights tell neither heads nor activation, epsilon or base.
-
-    Args:
-        noted: As :func:`noted_arch` returned; None passes.
-        arch: The model's; None for one without a ViT, of which nothing is asked.
-        source: Path or URL of the file, for the message.
-
-    Raises:
-        ValueError: If they differ, with the fields and both values, or if the note is none.
-    """
-    if noted is None or arch is None:
-        return
-    if not isinstance(noted, Mapping):
-        raise ValueError(f'{source} notes {noted!r} as its arch, and not the fields of one: it is damaged, take another.')
-    names = [field.name for field in fields(ViTArch) if field.name in noted and field.name not in TRAINING_ONLY]
-    differing = [name for name in names if noted[name] != getattr(arch, name)]
-    if differing:
-        fitting = [known for known, a in ARCHS.items() if all(getattr(a, name) == noted[name] for name in names)]
-        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head as it was in training'
-        has = ', '.join(f'{name}={noted[name]!r}' for name in differing)
-        asked = ', '.join(f'{name}={getattr(arch, name)!r}' for name in differing)
-        raise ValueError(f'{source} has {has}, but arch asks for {asked}: {cure}.')

@@ -10,13 +10,10 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import get_arch
-from mmseg_eomt.models.assembly import pixel_scores
-from mmseg_eomt.models.layers import init_vit_linears, recomputed
-from mmseg_eomt.models.losses import MaskClassificationLoss
+from mmseg_eomt.models.layers import for_all_tokens, init_vit_linears, recomputed, rotary_embedding
+from mmseg_eomt.models.losses import MaskClassificationLoss, SemanticTargets
 from mmseg_eomt.models.mask_module import Upscale, mask_head
-from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
-from mmseg_eomt.models.targets import SemanticTargets
-from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
+from mmseg_eomt.models.semantic_inference import pixel_scores
 
 Features = Sequence[Tensor | Sequence[Tensor]]
 
@@ -49,7 +46,7 @@ class EoMTHead(BaseModule):
         no_object_weight: Weight of "no object" in the class loss. Default: 0.1.
         ignore_index: Label id that is not trained on. Default: 255.
         query_tolerance: In evaluation, queries whose best class has a lower probability are left out of the class scores,
-            which changes none by more than Q · ``query_tolerance``: :func:`.assembly.pixel_scores`. Default: 0.
+            which changes none by more than Q · ``query_tolerance``: :func:`.semantic_inference.pixel_scores`. Default: 0.
         with_cp: Whether training computes the joint blocks and predictions again in the backward pass, and holds but what
             goes in. Default: False.
         align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
@@ -131,14 +128,10 @@ class EoMTHead(BaseModule):
         self.mask_probs = (1.0,) * num_joint_blocks
         self.masked_blocks = (True,) * num_joint_blocks
 
-    def init_weights(self) -> None:
-        """Load what the checkpoint in ``init_cfg`` has of it: a ViT's last blocks and norm, or an EoMT's whole head."""
-        checkpoint = pretrained_checkpoint(self.init_cfg)
-        if checkpoint:
-            load_pretrained(self, checkpoint)
-            self._is_init = True
-        else:
-            super().init_weights()
+    @property
+    def first_block(self) -> int:
+        """The number of ``blocks.0`` in the whole ViT: this part holds its last blocks."""
+        return self.arch.num_layers - self.num_joint_blocks
 
     def set_mask_probs(self, probs: Sequence[float], first: bool = False) -> None:
         """Set the probability with which each joint block masks a query's attention in training.

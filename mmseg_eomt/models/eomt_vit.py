@@ -7,10 +7,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import get_arch
-from mmseg_eomt.models.layers import PatchEmbed, init_vit_linears, recomputed
-from mmseg_eomt.models.rope import for_all_tokens, rotary_embedding
-from mmseg_eomt.weights.loading import load_pretrained, pretrained_checkpoint
-from mmseg_eomt.weights.resize import grid_of, resize_pos_embed
+from mmseg_eomt.models.layers import PatchEmbed, for_all_tokens, init_vit_linears, recomputed, rotary_embedding
+from mmseg_eomt.models.resize import grid_of, resize_pos_embed
 
 
 @MODELS.register_module()
@@ -95,14 +93,10 @@ class EoMTViT(BaseModule):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
 
-    def init_weights(self) -> None:
-        """Load ``init_cfg``'s weights, if it names any, fitted to this model."""
-        checkpoint = pretrained_checkpoint(self.init_cfg)
-        if checkpoint:
-            load_pretrained(self, checkpoint)
-            self._is_init = True
-        else:
-            super().init_weights()
+    @property
+    def first_block(self) -> int:
+        """The number of ``blocks.0`` in the whole ViT: this part holds its first blocks."""
+        return 0
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # a checkpoint of another img_size: mmengine would leave its position embedding out and go on

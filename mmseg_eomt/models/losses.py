@@ -1,14 +1,167 @@
-"""EoMT's training losses."""
+"""Mask classification: targets without mask tensors, one-to-one matching, and the losses of matched queries."""
 
+import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mmseg_eomt.models.matching import assign, pairwise_costs
-from mmseg_eomt.models.targets import SemanticTargets, sample_maps
+
+@dataclass
+class SemanticTargets:
+    """A batch of label maps.
+
+    Attributes:
+        labels: (B, H, W), int32 class ids; ``num_classes`` where the pixel is ignored.
+        present: (B, num_classes), True where the image has a pixel of the class: each such class is one target mask.
+        num_invalid: Scalar, pixels whose id is neither a class nor ignored. It stays on the device, so that it can be
+            checked where the matching waits for the device anyway.
+        num_classes: K.
+    """
+
+    labels: Tensor
+    present: Tensor
+    num_invalid: Tensor
+    num_classes: int
+
+    @classmethod
+    def from_label_maps(cls, gt_sem_seg: Tensor, num_classes: int, ignore_index: int) -> 'SemanticTargets':
+        """Build from integer maps (B, H, W)."""
+        ignored = gt_sem_seg == ignore_index
+        invalid = ~ignored & ((gt_sem_seg < 0) | (gt_sem_seg >= num_classes))
+        labels = gt_sem_seg.masked_fill(ignored | invalid, num_classes)
+        present = labels.new_zeros(labels.shape[0], num_classes + 1, dtype=torch.bool)
+        present.scatter_(1, labels.flatten(1), True)
+        return cls(labels.int(), present[:, :num_classes], invalid.sum(), num_classes)
+
+    def corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The four pixels around each point and their bilinear weights.
+
+        Places outside the image count as ignored, as zero padding of a mask does.
+
+        Args:
+            points: (B, P, 2), x then y, from 0 to 1 across the image.
+
+        Returns:
+            Labels and weights, both (B, 4, P).
+        """
+        height, width = self.labels.shape[1:]
+        scale = points.new_tensor((width, height))
+        position = points * scale - 0.5
+        low = position.floor()
+        share = position - low
+        low = low.long()
+        images = torch.arange(len(points), device=points.device)
+        labels, weights = [], []
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            x, y = low[..., 0] + dx, low[..., 1] + dy
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            label = self.labels[images[:, None], y.clamp(0, height - 1), x.clamp(0, width - 1)]
+            labels.append(label.masked_fill(~inside, self.num_classes))
+            weights.append((share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1]))
+        return torch.stack(labels, 1).long(), torch.stack(weights, 1)
+
+    def sample_all(self, points: Tensor) -> Tensor:
+        """Every class's mask at points (B, P, 2), one set an image: (B, num_classes, P)."""
+        labels, weights = self.corners(points)
+        masks = weights.new_zeros(len(points), self.num_classes + 1, points.shape[1])
+        for corner in range(4):
+            masks.scatter_add_(1, labels[:, corner : corner + 1], weights[:, corner : corner + 1])
+        return masks[:, : self.num_classes]
+
+    def sample_each(self, images: Tensor, classes: Tensor, points: Tensor) -> Tensor:
+        """One class's mask a row, at points (N, P, 2), for ``images`` and ``classes`` (N,): (N, P)."""
+        masks = (self.labels[images] == classes.int()[:, None, None]).to(points)
+        return sample_maps(masks[:, None], points).squeeze(1)
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of maps (N, C, h, w) at points (N, P, 2), x then y from 0 to 1: (N, C, P)."""
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False).squeeze(3)
+
+
+PARALLEL_FROM = 2**20  # costs; fewer are solved sooner than threads are woken
+
+
+def pairwise_costs(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    masks: Tensor,
+    mask_weight: float,
+    dice_weight: float,
+    class_weight: float,
+) -> Tensor:
+    """Cost of giving each query each class's mask.
+
+    Args:
+        mask_logits: Each query's mask at the sampled points, (B, Q, P).
+        class_logits: (B, Q, K + 1); the last is "no object".
+        masks: Each class's mask at the same points, (B, K, P), from 0 to 1.
+        mask_weight: Weight of the binary cross entropy, averaged over the points.
+        dice_weight: Weight of the dice term.
+        class_weight: Weight of the negative class probability.
+
+    Returns:
+        Costs (B, Q, K).
+
+    Source: Mask2Former (Cheng et al., CVPR 2022), section 3.3.
+    """
+    mask_logits, masks = mask_logits.float(), masks.transpose(1, 2)
+    num_points = mask_logits.shape[-1]
+    # BCE(x, t) = softplus(x) - x·t, summed over the points for all pairs by one product
+    cross_entropy = (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ masks) / num_points
+    probability = mask_logits.sigmoid()
+    overlap = 2 * (probability @ masks)
+    area = probability.sum(-1)[..., None] + masks.sum(1)[:, None]
+    dice = 1 - (overlap + 1) / (area + 1)
+    class_cost = -class_logits.float().softmax(-1)[..., :-1]
+    return mask_weight * cross_entropy + dice_weight * dice + class_weight * class_cost
+
+
+def assign(costs: Tensor, targets: SemanticTargets) -> Tensor:
+    """Hungarian matching of every layer and image, with one wait for the device.
+
+    Args:
+        costs: (L, B, Q, K), one matrix a layer and image.
+        targets: The images' targets; only classes that are present take part.
+
+    Returns:
+        Matches (L, M, 3) on the device of ``costs``: image, query and class of each, M = Σ min(Q, classes present). Where a
+        cost is not a number or infinite, the pair is matched last.
+
+    Raises:
+        ValueError: If a label map holds an id that is neither a class nor ignored.
+    """
+    present, num_costs = targets.present, costs.numel()
+    # all that the CPU has to know, in one transfer: each waits for the device
+    flat = torch.cat((costs.flatten(), present.flatten().to(costs), targets.num_invalid.to(costs)[None])).cpu().numpy()
+    if flat[-1]:
+        raise ValueError(
+            f'{int(flat[-1])} pixels of gt_sem_seg hold an id that is neither below num_classes={targets.num_classes} nor '
+            f'ignore_index: check num_classes of the head, the dataset and its reduce_zero_label against the label files.'
+        )
+    largest = np.finfo(flat.dtype).max
+    matrices = np.nan_to_num(flat[:num_costs], nan=largest, posinf=largest, neginf=largest).reshape(costs.shape)
+    classes = [row.nonzero()[0] for row in flat[num_costs:-1].reshape(present.shape)]
+    solve = _pool().map if num_costs >= PARALLEL_FROM else map
+    pairs = solve(linear_sum_assignment, (layer[i][:, classes[i]] for layer in matrices for i in range(len(classes))))
+    matches = [
+        np.stack((np.full_like(query, image), query, classes[image][target]), axis=1)
+        for (query, target), image in zip(pairs, itertools.cycle(range(len(classes))))
+    ]
+    return torch.from_numpy(np.concatenate(matches)).view(len(matrices), -1, 3).to(costs.device)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor()
+
 
 MASKS_AT_ONCE = 8  # whose candidate points and full-size targets are held on a CPU; eight times as many elsewhere
 
@@ -105,7 +258,7 @@ class MaskClassificationLoss(nn.Module):
         scale: Tensor,
         points: Tensor | None = None,
     ) -> Tensor:
-        """Matches (L, M, 3) as :func:`~mmseg_eomt.models.matching.assign` gives them.
+        """Matches (L, M, 3) as :func:`~mmseg_eomt.models.losses.assign` gives them.
 
         ``points`` (B, P, 2) replaces the random points, the same ones for every layer.
         """

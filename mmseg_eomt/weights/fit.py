@@ -1,32 +1,322 @@
-"""Whether a checkpoint fills the EoMT parts of a segmentor, and making it do so; mmengine would go on without the rest."""
+"""Fitting a checkpoint to a model: other patch sizes, grids, classes and queries, or a clear error."""
 
-from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import checkpoint
+from mmengine.runner import checkpoint as runner_checkpoint
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
+from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.adapt import Target, fit
-from mmseg_eomt.weights.loading import part_of_vit
-from mmseg_eomt.weights.read import is_own, recognise, recognise_part, tensors_of, to_segmentor, understand
-from mmseg_eomt.weights.rules import StateDict
+from mmseg_eomt.models.resize import grid_of, resize_patch_embed, resize_pos_embed
+from mmseg_eomt.weights.checkpoint import (
+    OWN_KINDS,
+    Checkpoint,
+    ViTWeights,
+    is_own,
+    recognise,
+    recognise_part,
+    tensors_of,
+)
+from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict, is_gated
 
-_FITTED = 'mmseg_eomt.fitted'
-SOURCE = 'mmseg_eomt.source'  # in the metadata of a state dict: its path or URL
+NUMBER = 'a number'  # for values that weights do not tell
+HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 
 
-def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, source: str) -> StateDict:
-    """The weights that a segmentor is to load from a checkpoint: what the table in the log says became of it.
+@dataclass(frozen=True)
+class Target:
+    """What is to be filled.
+
+    Attributes:
+        name: For the log.
+        arch: Of the whole ViT.
+        tensors: Parameters and buffers of a model, or of a part of one, under the names of our state dicts.
+        grid_size: Rows and columns of patches.
+        num_joint_blocks: Of the model.
+    """
+
+    name: str
+    arch: ViTArch
+    tensors: StateDict
+    grid_size: tuple[int, int] | None = None
+    num_joint_blocks: int | None = None
+
+
+@dataclass
+class Report:
+    """What became of a checkpoint."""
+
+    target: str
+    source: str
+    loaded: str = ''
+    adapted: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = (
+            ('loaded', [self.loaded]),
+            ('adapted', self.adapted),
+            ('ignored', self.ignored),
+            ('randomly initialised', self.new),
+        )
+        lines = [f'    {label:<22}{"; ".join(values) or "nothing"}' for label, values in rows]
+        return '\n'.join((f'{self.target}: {self.source}', *lines))
+
+
+def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, Report]:
+    """Bring a checkpoint's weights to the names and shapes of a model.
 
     Args:
-        model: A segmentor.
+        found: The checkpoint.
+        target: The model.
+        training: Whether the model is to be trained: heads may then be made anew. Otherwise it is to predict, and all must
+            be there.
+
+    Returns:
+        Values for the target's tensors, less those that are made anew, and what was done.
+
+    Raises:
+        ValueError: If weights are missing, or of a shape that nothing explains, with what was given, expected and their
+            names.
+    """
+    report = Report(target.name, f'{found.source} ({found.kind})')
+    if not found.is_eomt and not training:
+        raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
+    check_arch(found, target)
+    weights = dict(found.weights)
+    fold_class_position(weights)
+    _fit_grid(found, weights, target, report)
+    _fit_biases(found, weights, target, report)
+    _fit_heads(found, weights, target, report, training)
+    own = target.tensors
+    for name in [name for name in weights if name in own and weights[name].shape != own[name].shape]:
+        if _may_be_new(name, found, report, training):
+            del weights[name]
+    blocks = {name.split('.')[1] for name in own if name.startswith('blocks.')}
+    needed = [name for name in own if not _may_be_new(name, found, report, training)]
+    known = [name for name in weights if _belongs(name, blocks, own)]
+    cure = f'set the arch and the heads of {target.name} to those of the checkpoint'
+    refuse(f'{found.source} ({found.kind})', compare(weights, own, needed, known), cure)
+    filled = {name: value for name, value in weights.items() if name in own}
+    report.loaded = f'{len(filled)} tensors{_blocks_loaded(filled, target)}'
+    ignored = sorted(name.removeprefix(UNUSED) for name in weights if name.startswith(UNUSED))
+    report.ignored = ignored if len(ignored) < 5 else [*ignored[:2], f'… ({len(ignored)} entries)']
+    absent = [name for name in own if name not in filled and not name.endswith('attn_mask_probs')]
+    remade = {line.split(' ')[0] for line in report.new}
+    report.new += [part for part in dict.fromkeys(name.split('.')[0] for name in absent) if part not in remade]
+    return filled, report
+
+
+def check_arch(found: ViTWeights, target: Target) -> None:
+    """Compare what a checkpoint's weights tell of its ViT with the arch of the model.
+
+    Raises:
+        ValueError: If they differ, with the field and, where there is one, the arch that fits.
+    """
+    arch, given = target.arch, infer_arch(found)
+    differing = {name: (value, arch_field(arch, name)) for name, value in given.items() if value != arch_field(arch, name)}
+    if differing:
+        fitting = [known for known, a in ARCHS.items() if all(arch_field(a, n) == v for n, v in given.items())]
+        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head, or checkpoint'
+        has, asked = (', '.join(f'{name}={pair[i]}' for name, pair in differing.items()) for i in (0, 1))
+        raise ValueError(f'{found.source} has {has}, but arch asks for {asked}: {cure}.')
+    periods = found.weights.get(f'{UNUSED}rope_embed.periods')
+    if periods is not None and arch.rope_theta is not None:
+        number = arch.head_dims // 4
+        expected = arch.rope_theta ** (torch.arange(number) / number)
+        if len(periods) != number or not torch.allclose(periods.float().cpu(), expected, rtol=1e-2):
+            raise ValueError(
+                f'{found.source} has {len(periods)} rotary periods from {periods.min():.3g} to {periods.max():.3g}, but '
+                f'num_heads={arch.num_heads} and rope_theta={arch.rope_theta} of arch give {number}, from 1 to '
+                f'{expected.max():.3g}.'
+            )
+    given = found.weights['reg_token'].shape[1] if 'reg_token' in found.weights else 0
+    if 'patch_embed.proj.weight' in target.tensors:
+        wanted = target.tensors['reg_token'].shape[1] if 'reg_token' in target.tensors else 0
+        if given != wanted:
+            raise ValueError(
+                f'{found.source} has {given} register tokens, but num_register_tokens is {wanted}: set it to {given}, or '
+                f'use a checkpoint with {wanted}.'
+            )
+
+
+def infer_arch(found: ViTWeights) -> dict[str, object]:
+    """What a checkpoint's weights tell of its ViT, under the names of :class:`ViTArch`; the number of heads they do not."""
+    weights = found.weights
+    return dict(
+        embed_dims=weights['patch_embed.proj.weight'].shape[0],
+        num_layers=found.num_layers,
+        mlp='swiglu' if is_gated(weights) else 'gelu',
+        mlp_hidden_dims=weights['blocks.0.mlp.fc2.weight'].shape[1],
+        rope_theta=None if 'pos_embed' in weights else NUMBER,
+        layer_scale_init=NUMBER if 'blocks.0.ls1.gamma' in weights else None,
+        class_token='cls_token' in weights,
+        pre_norm='norm_pre.weight' in weights,
+    )
+
+
+def arch_field(arch: ViTArch, name: str) -> object:
+    """What :func:`infer_arch` would tell of a checkpoint of an arch."""
+    if name == 'mlp':
+        return 'swiglu' if arch.mlp == 'swiglu' else 'gelu'  # other activations have the same weights
+    value = getattr(arch, name)
+    return NUMBER if name in ('rope_theta', 'layer_scale_init') and value is not None else value
+
+
+def fold_class_position(weights: StateDict) -> None:
+    """Add the class token's place to the token, as timm does."""
+    place = weights.pop('cls_pos_embed', None)
+    if place is not None and 'cls_token' in weights:
+        weights['cls_token'] = weights['cls_token'] + place
+
+
+def _fit_grid(found: ViTWeights, weights: StateDict, target: Target, report: Report) -> None:
+    """Resize what depends on patch size and grid."""
+    patches = target.tensors.get('patch_embed.proj.weight')
+    if patches is None:
+        return
+    given, wanted = weights['patch_embed.proj.weight'].shape[-1], patches.shape[-1]
+    if given != wanted:
+        weights['patch_embed.proj.weight'] = resize_patch_embed(weights['patch_embed.proj.weight'], wanted)
+        report.adapted.append(f'patches {given} → {wanted} pixels')
+    noted = weights.pop('pos_grid', None)
+    if 'pos_embed' not in target.tensors:
+        return
+    places, wanted = weights['pos_embed'].shape[1], target.grid_size
+    side = round(places**0.5)
+    if noted is None and side * side == places and found.kind not in OWN_KINDS:
+        noted = torch.tensor((side, side))  # public models are made for square images
+    try:
+        grid = grid_of(weights['pos_embed'], noted, wanted)
+    except ValueError as error:
+        raise ValueError(f'{found.source}: {error}') from error
+    if grid != wanted:
+        weights['pos_embed'] = resize_pos_embed(weights['pos_embed'], grid, wanted)
+        report.adapted.append(f'positions {grid[0]}×{grid[1]} → {wanted[0]}×{wanted[1]}')
+
+
+def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: Report) -> None:
+    """Zero biases where a checkpoint leaves out what is zero, as timm does; none where the model has none."""
+    absent = not any(name.endswith('attn.qkv.bias') for name in weights) and found.kind not in OWN_KINDS
+    if absent and target.arch.qkv_bias == 'qv':
+        names = [name for name in target.tensors if name.endswith('attn.qkv.bias')]
+        weights.update({name: torch.zeros(target.tensors[name].shape) for name in names})
+        report.adapted.append(f'{len(names)} biases of queries and values that the file leaves out are zero')
+    for name in [name for name in weights if name.endswith('attn.qkv.bias')]:
+        kept = target.arch.qkv_bias
+        parts = dict(zip('qkv', weights[name].chunk(3)))
+        lost = [part for part, value in parts.items() if part not in kept and value.any()]
+        if lost:
+            raise ValueError(
+                f'{found.source}: {name} has a bias for {lost}, and qkv_bias of arch is {kept!r}: set it to what the '
+                f'checkpoint has.'
+            )
+        if not kept:
+            del weights[name]
+
+
+def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
+    """Classes, queries, upscaling and mask probabilities of another number."""
+    own, problems = target.tensors, []
+    if 'query_embed.weight' not in own:
+        return
+    if not found.is_eomt:
+        return
+    given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
+    if given != wanted:
+        problems.append(f'{given or "no"} classes, the model {wanted}')
+        report.new.append(f'class_head ({given or "no"} classes in the checkpoint, {wanted} here)')
+        for name in [name for name in weights if name.startswith('class_head.')]:
+            del weights[name]
+    queries, wanted = weights['query_embed.weight'], len(own['query_embed.weight'])
+    if len(queries) != wanted:
+        problems.append(f'{len(queries)} queries, the model {wanted}')
+        kept = 'the first are kept' if wanted < len(queries) else 'they are repeated'
+        report.adapted.append(f'queries {len(queries)} → {wanted}, {kept}')
+        weights['query_embed.weight'] = queries[torch.arange(wanted) % len(queries)]
+    given, wanted = (len({name.split('.')[1] for name in d if name.startswith('upscale.')}) for d in (weights, own))
+    if given != wanted:
+        problems.append(f'{given} upscaling blocks, the model {wanted}')
+        report.new.append(f'upscale ({given} blocks in the checkpoint, {wanted} here)')
+        for name in [name for name in weights if name.startswith('upscale.')]:
+            del weights[name]
+    joint = found.num_joint_blocks
+    if joint is not None and joint != target.num_joint_blocks:
+        problems.append(f'{joint} joint blocks, the model {target.num_joint_blocks}')
+        report.adapted.append(f'joint blocks {joint} → {target.num_joint_blocks}')
+        if weights.pop('attn_mask_probs').any():
+            report.new.append('attn_mask_probs (masked attention is not annealed in the checkpoint)')
+        else:
+            weights['attn_mask_probs'] = torch.zeros(target.num_joint_blocks)
+    if problems and not training:
+        raise ValueError(
+            f'{found.source} ({found.kind}) has {"; ".join(problems)}: to predict with it or to resume it, set '
+            f'num_classes, num_queries, num_joint_blocks and patch_size to those of the checkpoint; to start a new run from '
+            f'it, put it into load_from.'
+        )
+
+
+def _may_be_new(name: str, found: ViTWeights, report: Report, training: bool) -> bool:
+    """Whether a tensor of the model may be missing in the checkpoint."""
+    part = name.split('.')[0]
+    if part == 'attn_mask_probs':
+        return True
+    if not training or part not in HEADS:
+        return False
+    return not found.is_eomt or part == 'input_projection' or any(line.split(' ')[0] == part for line in report.new)
+
+
+def _belongs(name: str, blocks: Iterable[str], own: StateDict) -> bool:
+    """Whether an entry of a checkpoint is of a part that the target has, so that it should have a place there."""
+    if name.startswith(UNUSED):
+        return False
+    if name.startswith('blocks.'):
+        return name.split('.')[1] in blocks
+    whole = {'patch_embed.proj.weight', 'query_embed.weight'} <= own.keys()
+    return whole or any(other.split('.')[0] == name.split('.')[0] for other in own)
+
+
+def _blocks_loaded(filled: StateDict, target: Target) -> str:
+    numbers = sorted({int(name.split('.')[1]) for name in filled if name.startswith('blocks.')})
+    return f', blocks {numbers[0]} to {numbers[-1]} of {target.arch.num_layers}' if numbers else ''
+
+
+def _shape(value: Tensor | None) -> object:
+    return 'absent' if value is None else tuple(value.shape)
+
+
+def vit_names(module: nn.Module) -> dict[str, str]:
+    """Names of what an :class:`EoMTViT` or :class:`EoMTHead` gets from a checkpoint, and of the same in a whole ViT."""
+    names = {}
+    for name in module.state_dict():
+        if name.startswith('blocks.'):
+            _, index, rest = name.split('.', 2)
+            names[name] = f'blocks.{int(index) + module.first_block}.{rest}'
+        elif name != GRID:
+            names[name] = name
+    return names
+
+
+def part_of_vit(module: nn.Module) -> StateDict:
+    """What an :class:`EoMTViT` or :class:`EoMTHead` gets from a checkpoint, under the names of a whole ViT."""
+    own = module.state_dict()
+    return {whole: own[name] for name, whole in vit_names(module).items()}
+
+
+def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """The weights that a model is to load from a checkpoint; a table in the log says what became of each part.
+
+    What the checkpoint is loaded for (:attr:`.Checkpoint.purpose`) decides whether heads of another size may be randomly
+    initialised: not to predict, and not in a run that is resumed.
+
+    Args:
+        model: A segmentor, an :class:`EoMTViT` or an :class:`EoMTHead`, without adapters.
         state_dict: The checkpoint's, in any known format.
-        training: Whether training starts from it, so that heads of another size may be made anew.
-        source: Its path or URL, for messages.
 
     Returns:
         ``state_dict`` itself where its names and shapes are the model's, or where the model is no EoMT.
@@ -34,104 +324,116 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict, training: bool, sour
     Raises:
         ValueError: If weights are missing or of another shape, with their names.
     """
-    if is_fitted(state_dict):
+    checkpoint = Checkpoint.of(state_dict)
+    if checkpoint.is_fitted:
         return state_dict
-    backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
-    given = tensors_of(state_dict)
-    if not (isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)):
-        parts = any(isinstance(module, (EoMTViT, EoMTHead)) for module in model.modules())
-        if parts and recognise(given) is not None:
+    source, given, own = checkpoint.source, tensors_of(state_dict), model.state_dict()
+    parts = _parts_of(model)
+    if not parts:
+        if eomt_parameters(model) and recognise(given) is not None:
             raise ValueError(
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
-        check_parts(model, state_dict, source, training)
+        check_parts(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
         return state_dict
+    is_whole = '' not in parts
+    foreign = not (is_whole and is_own(given)) and recognise_part(given)[0] is not None
     if is_own(given) and given.keys() != state_dict.keys():  # of a compiled model
-        state_dict = OrderedDict(given)
-    adapted = tuner_layers(model) or any(is_adapter(name) for name in state_dict)
-    foreign = not is_own(given) and recognise_part(given)[0] is not None
-    if not (adapted or foreign or given.keys() & model.state_dict().keys()):
-        understand(state_dict, source)  # tells what it has, and what is known
-    if adapted or not (foreign or _differs(model, given)):
-        check_parts(model, state_dict, source, training)
+        state_dict = checkpoint.attach(given)
+    if not foreign and _is_alike(own, given):
         return state_dict
-    target = Target(
-        type(model).__name__,
-        backbone.arch,
-        part_of_vit(backbone) | part_of_vit(head),
-        backbone.grid_size,
-        head.num_joint_blocks,
-    )
-    filled, report = fit(understand(state_dict, source), target, training)
+    if is_whole and not (foreign or is_own(given)) and given.keys() & own.keys():
+        check_parts(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
+        return state_dict
+    found = checkpoint.parse(state_dict)  # an error tells what it has, and which formats are known
+    first = next(iter(parts.values()))
+    names = {f'{prefix}{name}': whole for prefix, part in parts.items() for name, whole in vit_names(part).items()}
+    tensors = {whole: own[name] for name, whole in names.items()}
+    target = Target(type(model).__name__, first.arch, tensors, getattr(first, 'grid_size', None), first.num_joint_blocks)
+    filled, report = fit(found, target, checkpoint.starts_training or not is_whole)
     print_log(str(report), logger='current')
-    fitted = to_segmentor(filled, head.num_joint_blocks)
-    if backbone.pos_embed is not None:
-        fitted['backbone.pos_grid'] = backbone.pos_grid
-    others = {} if foreign else state_dict
-    fitted |= {name: value for name, value in others.items() if not name.startswith(('backbone.', 'decode_head.'))}
-    # what is newly made stays as it is: mmengine would call it missing
-    own = {name: v for name, v in model.state_dict().items() if name.startswith(('backbone.', 'decode_head.'))}
-    return _as_fitted({**own, **fitted}, source)
+    # what is randomly initialised stays as it is: mmengine would call it missing
+    fitted = {name: value for name, value in own.items() if name.startswith(tuple(parts))}
+    fitted |= {name: filled[whole] for name, whole in names.items() if whole in filled}
+    if is_whole and not foreign:
+        fitted |= {name: value for name, value in state_dict.items() if not name.startswith(tuple(parts))}
+    return replace(checkpoint, is_fitted=True).attach(fitted)
 
 
-def is_fitted(state_dict: StateDict) -> bool:
-    """Whether :func:`fit_checkpoint` has seen to a state dict already, somewhere on its way through a Runner."""
-    return _FITTED in getattr(state_dict, '_metadata', {})
+def _parts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a whole EoMT, or the one part that the model is, by the prefix of their names."""
+    if isinstance(model, (EoMTViT, EoMTHead)):
+        return {'': model}
+    backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
+    whole = isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)
+    return {'backbone.': backbone, 'decode_head.': head} if whole else {}
 
 
-def load_fitted(model: nn.Module, state_dict: StateDict, source: str) -> None:
-    """Load what :func:`fit_checkpoint` returned: mmengine's function, which would see to it once more otherwise."""
-    checkpoint.load_state_dict(model, _as_fitted(state_dict, source), logger='current')
-
-
-def _as_fitted(state_dict: StateDict, source: str) -> StateDict:
-    state_dict = OrderedDict(state_dict)
-    state_dict._metadata = {_FITTED: True, SOURCE: source}
-    return state_dict
-
-
-def _differs(model: nn.Module, given: StateDict) -> bool:
-    """Whether a segmentor's checkpoint has other names, shapes or places of patches than the model."""
-    own, grid = model.state_dict(), 'backbone.pos_grid'
-    if not is_own(given):
+def _is_alike(own: StateDict, given: StateDict) -> bool:
+    """Whether a checkpoint has a model's names and shapes, and positions for the model's grid where it notes one."""
+    grids = [name for name in (GRID, f'backbone.{GRID}') if name in own]
+    if any(name in given and not torch.equal(given[name].cpu(), own[name].cpu()) for name in grids):
         return False
-    if grid in own and grid in given and not torch.equal(given[grid].cpu(), own[grid].cpu()):
-        return True
-    return own.keys() - {grid} != given.keys() - {grid} or any(
-        value.shape != own[name].shape for name, value in given.items()
-    )
+    return own.keys() - grids == given.keys() - grids and all(v.shape == own[name].shape for name, v in given.items())
 
 
-def check_parts(model: nn.Module, state_dict: dict[str, Tensor], source: str, new_classes: bool) -> None:
-    """Make sure that every weight of an EoMT backbone or head inside a model is there; adapters are checked elsewhere.
+def load_fitted(model: nn.Module, state_dict: StateDict) -> None:
+    """Load what :func:`fit_checkpoint` returned."""
+    state_dict = replace(Checkpoint.of(state_dict), is_fitted=True).attach(state_dict)
+    runner_checkpoint.load_state_dict(model, state_dict, logger='current')
+
+
+def eomt_parameters(model: nn.Module) -> StateDict:
+    """The parameters of each :class:`EoMTViT` and :class:`EoMTHead` inside a model, by their names in it."""
+    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
+    return {name: parameter for name, parameter in model.named_parameters() if parts and name.startswith(parts)}
+
+
+def check_parts(own: StateDict, state_dict: StateDict, source: str, new_classes: bool) -> None:
+    """Make sure that every weight of the EoMT parts inside a model is there; mmengine would go on without.
 
     Args:
-        model: A segmentor, plain or adapted.
+        own: The model's (:func:`eomt_parameters`).
         state_dict: What it is to load.
         source: Its path or URL, for messages.
-        new_classes: Whether the class head may be missing or of another number of classes, and starts anew.
+        new_classes: Whether the class head may be missing or of another number of classes, and starts randomly initialised.
 
     Raises:
         ValueError: If weights are missing or of another shape, with their names.
     """
     given = {name.removeprefix('module.'): value for name, value in state_dict.items() if isinstance(value, Tensor)}
-    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
-    absent, adapters = [], set(adapter_names(model))
-    for name, parameter in model.named_parameters():
-        plain = plain_name(name)
-        if not name.startswith(parts) or name in adapters:
-            continue
-        if '.class_head.' in name and new_classes:
-            continue
-        value = given.get(name, given.get(plain))
-        if value is not None and name.endswith('.pos_embed'):
-            continue  # resized by the backbone
-        if value is None or value.shape != parameter.shape:
-            found = 'absent' if value is None else tuple(value.shape)
-            absent.append(f'{plain}: checkpoint {found}, model {tuple(parameter.shape)}')
-    if absent:
-        raise ValueError(
-            f'{source} does not fit the model in {len(absent)} weights: set arch and num_classes as they were in '
-            f'training.\n  ' + '\n  '.join(absent)
-        )
+    needed = {name: value for name, value in own.items() if not (new_classes and '.class_head.' in name)}
+    refuse(source, compare(given, needed, known=()), 'set arch and num_classes as they were in training')
+
+
+def compare(
+    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    needed: Collection[str] | None = None,
+    known: Collection[str] | None = None,
+) -> dict[str, tuple[object, object]]:
+    """The names in which a checkpoint's state dict differs from a model's, with the shape in each, or ``'absent'``.
+
+    Args:
+        given: The checkpoint's.
+        own: The model's.
+        needed: Names of the model that have to be given. Default: all.
+        known: Names in the checkpoint that the model has to have. Default: all.
+
+    Returns:
+        Empty if they fit. A position embedding may be of another length: :class:`EoMTViT` resizes it.
+    """
+    needed = own.keys() if needed is None else needed
+    known = given.keys() if known is None else known
+    both = given.keys() & own.keys()
+    other = {name for name in both if given[name].shape != own[name].shape and not name.endswith('pos_embed')}
+    names = (set(needed) - given.keys()) | (set(known) - own.keys()) | other
+    return {name: tuple(_shape(part.get(name)) for part in (given, own)) for name in sorted(names)}
+
+
+def refuse(source: str, differing: dict[str, tuple[object, object]], cure: str, error: type[Exception] = ValueError) -> None:
+    """Raise an error that lists what :func:`compare` found; none if that is nothing."""
+    if differing:
+        lines = [f'{name}: checkpoint {given}, model {own}' for name, (given, own) in differing.items()]
+        raise error(f'{source} does not fit the model in {len(lines)} weights: {cure}.\n  ' + '\n  '.join(lines))

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg_eomt.adapters import inject, lora_config
 from mmseg_eomt.adapters.names import adapter_names
 from mmseg_eomt.adapters.summary import summarise
-from mmseg_eomt.weights.resize import resize_pos_embed
+from mmseg_eomt.models.resize import resize_pos_embed
 
 TARGETS = ('qkv', 'proj', 'q_proj', 'v_proj')
 NEW_PARTS = ('decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale')

@@ -11,8 +11,8 @@ from packaging.version import Version
 
 from mmseg_eomt.adapters import merge, peft_config
 from mmseg_eomt.adapters.checkpoint import completed
-from mmseg_eomt.adapters.files import read_folder
 from mmseg_eomt.adapters.names import adapter_names, is_adapter
+from mmseg_eomt.adapters.peft_folder import read_folder
 from mmseg_eomt.engine import LoRAHook
 
 IMAGE, META = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), [dict(img_shape=(64, 64), ori_shape=(64, 64))]

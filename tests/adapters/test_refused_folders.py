@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmseg_eomt.adapters import inject, load_adapter, lora_config, save_adapter
-from mmseg_eomt.adapters.files import read_folder
+from mmseg_eomt.adapters.peft_folder import read_folder
 from mmseg_eomt.inference import load_model
 
 LOST = {

@@ -10,7 +10,7 @@ import torch
 from folders import CONFIG, WEIGHTS, rewrite, saved, small
 
 from mmseg_eomt.adapters import load_adapter
-from mmseg_eomt.adapters.files import read_folder
+from mmseg_eomt.adapters.peft_folder import read_folder
 
 ONES = torch.ones(1, 8)
 

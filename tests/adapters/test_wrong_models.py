@@ -12,7 +12,7 @@ from mmseg.apis import init_model
 from mmseg.registry import TRANSFORMS
 
 from mmseg_eomt.adapters import inject, load_adapter, lora_config, save_adapter
-from mmseg_eomt.adapters.base import describe_base, differing, fingerprint, matches, named_weights
+from mmseg_eomt.adapters.base_weights import describe_base, differing, fingerprint, matches, named_weights
 
 NEW_PARTS = ['decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale']
 

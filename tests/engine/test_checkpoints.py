@@ -15,7 +15,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.resume import last_whole_checkpoint
-from mmseg_eomt.weights.files import is_whole
+from mmseg_eomt.weights.checkpoint_io import is_whole
 
 
 def killed(config: Config, config_file, by: int = signal.SIGKILL, **hook) -> Path:

@@ -5,8 +5,7 @@ import torch.multiprocessing as mp
 from conftest import free_port
 from transformers.models.mask2former.modeling_mask2former import dice_loss, sample_point, sigmoid_cross_entropy_loss
 
-from mmseg_eomt.models.losses import MaskClassificationLoss
-from mmseg_eomt.models.targets import SemanticTargets, sample_maps
+from mmseg_eomt.models.losses import MaskClassificationLoss, SemanticTargets, sample_maps
 
 
 def criterion(num_points: int) -> MaskClassificationLoss:

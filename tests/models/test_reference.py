@@ -6,9 +6,8 @@ from conftest import reference, relative_error
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.models.losses import MaskClassificationLoss
-from mmseg_eomt.models.targets import SemanticTargets
-from mmseg_eomt.weights.read import from_segmentor, recognise, to_segmentor, understand
+from mmseg_eomt.models.losses import MaskClassificationLoss, SemanticTargets
+from mmseg_eomt.weights.checkpoint import from_segmentor, parse_checkpoint, recognise, to_segmentor
 
 TOLERANCE = 1e-4
 
@@ -27,7 +26,7 @@ def model(public: dict) -> tuple[EoMTViT, EoMTHead, torch.Tensor]:
     joint = config['num_joint_blocks']
     backbone = EoMTViT(arch, config['img_size'], config['patch_size'], num_joint_blocks=joint)
     head = EoMTHead(config['num_classes'], arch, num_joint_blocks=joint, num_queries=config['num_queries'])
-    weights = to_segmentor(understand(public['state_dict'], 'the reference').weights, joint)
+    weights = to_segmentor(parse_checkpoint(public['state_dict'], 'the reference').weights, joint)
     for module, part in ((backbone, 'backbone.'), (head, 'decode_head.')):
         module.load_state_dict({n.removeprefix(part): v for n, v in weights.items() if n.startswith(part)})
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.read import recognise
+from mmseg_eomt.weights.checkpoint import recognise
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
 

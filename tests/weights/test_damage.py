@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import CheckpointLoader, Runner
 from safetensors.torch import load_file, save_file
 
-from mmseg_eomt.weights.files import is_whole, read_file, read_safetensors, write_safetensors
+from mmseg_eomt.weights.checkpoint_io import is_whole, read_file, read_safetensors, write_safetensors
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool]
 

@@ -7,9 +7,9 @@ import torch
 from layouts import LAYOUTS, Sizes
 from mmseg.models.backbones import VisionTransformer
 
-from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
-from mmseg_eomt.weights.format import UNUSED
-from mmseg_eomt.weights.read import FORMATS, from_segmentor, recognise, to_segmentor, understand
+from mmseg_eomt.weights.checkpoint import FORMATS, from_segmentor, parse_checkpoint, recognise, to_segmentor
+from mmseg_eomt.weights.formats import EOMT, HF_EOMT
+from mmseg_eomt.weights.key_mapping import UNUSED
 
 TRANSFORMERS_5 = 'of Hugging Face (transformers 5)'
 OURS = re.compile(
@@ -118,7 +118,7 @@ def test_wrappers_and_prefixes_are_seen_through(wrapper, key):
     wrapped = {f'{wrapper}{name}': value for name, value in theirs.items()}
     if wrapper:
         wrapped[f'{wrapper.removesuffix("backbone.")}head.layers.head.weight'] = torch.zeros(2, 2)
-    found = understand({key: wrapped, 'epoch': 3} if key else wrapped, 'a file')
+    found = parse_checkpoint({key: wrapped, 'epoch': 3} if key else wrapped, 'a file')
 
     assert found.kind == 'ViT of MMPretrain'
     assert_same({n: v for n, v in found.weights.items() if 'head' not in n}, recognise(theirs).read(theirs))
@@ -143,4 +143,4 @@ def test_a_segmentors_split_of_the_blocks_can_be_changed():
 )
 def test_what_is_not_understood_is_refused_with_what_it_has(change, message):
     with pytest.raises(ValueError, match=message):
-        understand(change(LAYOUTS['plain ViT of timm'](Sizes(0))), 'a file')
+        parse_checkpoint(change(LAYOUTS['plain ViT of timm'](Sizes(0))), 'a file')

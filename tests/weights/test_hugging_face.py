@@ -6,9 +6,8 @@ from conftest import relative_error
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.adapt import Target, fit
-from mmseg_eomt.weights.loading import part_of_vit
-from mmseg_eomt.weights.read import from_segmentor, recognise, to_segmentor, understand
+from mmseg_eomt.weights.checkpoint import from_segmentor, parse_checkpoint, recognise, to_segmentor
+from mmseg_eomt.weights.fit import Target, fit, part_of_vit
 
 transformers = pytest.importorskip('transformers')
 
@@ -78,7 +77,7 @@ def test_their_weights_give_their_logits_in_our_model(kind, size):
     model = theirs(kind, size, joint=2)
     vit, head = ours(kind, size, joint=2)
 
-    split = to_segmentor(understand(model.state_dict(), 'theirs').weights, 2)
+    split = to_segmentor(parse_checkpoint(model.state_dict(), 'theirs').weights, 2)
     for module, part in ((vit, 'backbone.'), (head, 'decode_head.')):
         module.load_state_dict({n.removeprefix(part): v for n, v in split.items() if n.startswith(part)})
 
@@ -119,7 +118,7 @@ def test_their_vits_tokens_are_ours(kind, size):
     vit = EoMTViT(dict(ARCH, **arch), 64, num_register_tokens=registers, num_joint_blocks=0).eval()
 
     filled, _ = fit(
-        understand(model.state_dict(), 'theirs'), Target('ours', vit.arch, part_of_vit(vit), vit.grid_size), True
+        parse_checkpoint(model.state_dict(), 'theirs'), Target('ours', vit.arch, part_of_vit(vit), vit.grid_size), True
     )
     vit.load_state_dict(filled)
     if vit.pos_embed is not None:
@@ -170,7 +169,7 @@ def test_image_towers_compute_what_their_publishers_do(family, arch):
         content['cls_token'] = weights['embeddings.class_embedding'].view(1, 1, -1)
     vit = EoMTViT(dict(ARCH, layer_scale_init=None, **arch), 64, num_register_tokens=0, num_joint_blocks=0).eval()
 
-    found = understand(content, 'theirs')
+    found = parse_checkpoint(content, 'theirs')
     filled, _ = fit(found, Target('ours', vit.arch, part_of_vit(vit), vit.grid_size), training=True)
     vit.load_state_dict(filled, strict=False)
     image = torch.randn(2, 3, 64, 64)
@@ -187,7 +186,7 @@ def test_a_gated_eomt_on_dinov3_is_refused():
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64, num_blocks=1, use_gated_mlp=True
     )
     with pytest.raises(ValueError, match='one activation for gates and heads'):
-        understand(transformers.EomtDinov3ForUniversalSegmentation(config).state_dict(), 'theirs')
+        parse_checkpoint(transformers.EomtDinov3ForUniversalSegmentation(config).state_dict(), 'theirs')
 
 
 def test_rotary_positions_are_rescaled_at_random_in_training_and_alike_in_all_blocks():

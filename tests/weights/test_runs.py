@@ -13,10 +13,10 @@ from mmengine.runner import Runner
 from mmseg.apis import init_model
 from safetensors.torch import save_file
 
-from mmseg_eomt.weights.eomt_formats import EOMT, HF_EOMT
-from mmseg_eomt.weights.export import to_eomt
-from mmseg_eomt.weights.read import from_segmentor, understand
-from mmseg_eomt.weights.resize import resize_pos_embed
+from mmseg_eomt.models.resize import resize_pos_embed
+from mmseg_eomt.weights.checkpoint import from_segmentor, parse_checkpoint
+from mmseg_eomt.weights.convert import to_eomt
+from mmseg_eomt.weights.formats import EOMT, HF_EOMT
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
@@ -303,7 +303,7 @@ def test_the_backbone_of_an_own_model_with_another_head_is_read_as_it_was_writte
 def test_without_registers_a_square_model_alone_goes_to_the_public_format(small_config, tmp_path, img_size, square):
     sizes = {'model.backbone.img_size': img_size, 'model.backbone.num_register_tokens': 0}
     model = init_model(small_config(**sizes), device='cpu')
-    found = understand(model.state_dict(), 'ours')
+    found = parse_checkpoint(model.state_dict(), 'ours')
     if not square:
         with pytest.raises(ValueError, match='no registers and is not for square images'):
             to_eomt(found)

@@ -14,9 +14,9 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from server import COMMIT, serve
 
-from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3
-from mmseg_eomt.weights.hub import as_hub_name, check_hash
-from mmseg_eomt.weights.read import understand
+from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.formats import EOMT_DINOV3
+from mmseg_eomt.weights.sources import as_hub_name, check_hash
 
 
 def read(name: object) -> dict:
@@ -347,13 +347,13 @@ def test_a_delta_and_its_base_give_the_sum(delta):
         assert torch.allclose(value, expected, rtol=1e-6, atol=1e-7), name
         summed += below is not None
     assert summed == len(base) - 1  # all but the mask token
-    assert understand(total, 'the sum').kind == EOMT_DINOV3.name
+    assert parse_checkpoint(total, 'the sum').kind == EOMT_DINOV3.name
 
 
 def test_a_base_of_timm_without_biases_and_a_release_file_do_as_well(delta, tmp_path):
     path, base_path, _, base = delta
     expected = read(f'{path}+{base_path}')
-    from mmseg_eomt.weights.vit_formats import VIT_FORMATS
+    from mmseg_eomt.weights.formats import VIT_FORMATS
 
     formats = {known.name: known for known in VIT_FORMATS}
     ours = formats['DINOv3 of Hugging Face'].read(base)
@@ -381,7 +381,7 @@ def test_a_delta_from_the_hub_takes_its_base_from_the_hub(hub, delta, tmp_path):
 def test_a_delta_alone_and_with_a_wrong_base_is_refused_with_what_to_pass(delta, tmp_path):
     path, base_path, difference, base = delta
     with pytest.raises(ValueError, match=r'delta.bin holds differences to DINOv3.*delta.bin\+hf://facebook/dinov3-vitl16-'):
-        understand(read(path), str(path))
+        parse_checkpoint(read(path), str(path))
     save_file({name: value for name, value in base.items() if 'layer.2.' not in name}, tmp_path / 'short.safetensors')
     with pytest.raises(ValueError, match=r'short.safetensors .* is not the ViT that .* 13 weights do not fit'):
         read(f'{path}+{tmp_path}/short.safetensors')

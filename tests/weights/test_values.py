@@ -16,8 +16,7 @@ from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
 
 from mmseg_eomt.models import EoMTViT
-from mmseg_eomt.weights.files import read_file
-from mmseg_eomt.weights.values import check_optimizer, check_values
+from mmseg_eomt.weights.checkpoint_io import check_optimizer, check_values, read_file
 
 NAME = 'backbone.blocks.0.norm1.weight'
 WRONG = {

@@ -1,4 +1,4 @@
-"""Masks and classes of the queries to class scores of the pixels."""
+"""Semantic inference: per-query masks and classes to per-pixel class scores."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmseg_eomt.compat import exporting
+from mmseg_eomt.models.resize import exporting
 
 STRIP_ELEMENTS = 2**21  # of all queries' masks in a strip on a CPU, 8 MB in fp32; 16 times as many elsewhere
 

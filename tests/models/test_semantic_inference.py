@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmseg_eomt.models import assembly
-from mmseg_eomt.models.assembly import pixel_scores
+from mmseg_eomt.models import semantic_inference
+from mmseg_eomt.models.semantic_inference import pixel_scores
 
 
 def whole(masks: torch.Tensor, classes: torch.Tensor, padded: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -25,7 +25,7 @@ def whole(masks: torch.Tensor, classes: torch.Tensor, padded: tuple[int, int], s
     ],
 )
 def test_strips_give_the_scores_of_whole_masks(elements, padded, size, monkeypatch):
-    monkeypatch.setattr(assembly, 'STRIP_ELEMENTS', elements)
+    monkeypatch.setattr(semantic_inference, 'STRIP_ELEMENTS', elements)
     masks, classes = 3 * torch.randn(2, 7, 12, 20), torch.randn(2, 7, 5)
     scores = pixel_scores(masks, classes, padded, size)
     assert torch.allclose(scores, whole(masks, classes, padded, size), atol=1e-6)

@@ -6,19 +6,18 @@ from typing import Any
 import torch
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
-from mmseg_eomt.weights.adapt import Target, check_arch, described, field_of, fold_class_position
-from mmseg_eomt.weights.eomt_formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
-from mmseg_eomt.weights.files import naming
-from mmseg_eomt.weights.format import GRID, UNUSED
-from mmseg_eomt.weights.read import Pretrained, to_segmentor
-from mmseg_eomt.weights.resize import grid_of
-from mmseg_eomt.weights.rules import StateDict
+from mmseg_eomt.models.resize import grid_of
+from mmseg_eomt.weights.checkpoint import ViTWeights, to_segmentor
+from mmseg_eomt.weights.checkpoint_io import naming
+from mmseg_eomt.weights.fit import Target, arch_field, check_arch, fold_class_position, infer_arch
+from mmseg_eomt.weights.formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
+from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
 NO_OBJECT_WEIGHT = 0.1  # of "no object" in the authors' class loss, which their checkpoints hold
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def to_mmseg(found: Pretrained, meta: dict[str, Any]) -> dict[str, Any]:
+def to_mmseg(found: ViTWeights, meta: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint for :class:`EoMTViT` and :class:`EoMTHead` in ``EncoderDecoder``.
 
     Args:
@@ -39,7 +38,7 @@ def to_mmseg(found: Pretrained, meta: dict[str, Any]) -> dict[str, Any]:
     return dict(meta=meta, state_dict=to_segmentor(weights, len(weights['attn_mask_probs'])))
 
 
-def to_eomt(found: Pretrained) -> StateDict:
+def to_eomt(found: ViTWeights) -> StateDict:
     """A state dict for the public implementation, with what its ``LightningModule`` holds beside the network.
 
     Raises:
@@ -62,7 +61,7 @@ def to_eomt(found: Pretrained) -> StateDict:
 
 
 def to_hugging_face(
-    found: Pretrained, arch: ViTArch | None = None, img_size: int | None = None, classes: Sequence[str] | None = None
+    found: ViTWeights, arch: ViTArch | None = None, img_size: int | None = None, classes: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], StateDict]:
     """Config and state dict for ``EomtForUniversalSegmentation`` or ``EomtDinov3ForUniversalSegmentation``.
 
@@ -112,14 +111,14 @@ def to_hugging_face(
     return config | own, known.write(weights) | {'criterion.empty_weight': empty_weight}
 
 
-def known_arch(found: Pretrained) -> ViTArch:
+def known_arch(found: ViTWeights) -> ViTArch:
     """The arch of a public model, told by the sizes of its weights.
 
     Raises:
         ValueError: If they are of none that is known.
     """
-    given = described(found)
-    fitting = [arch for arch in ARCHS.values() if all(field_of(arch, name) == value for name, value in given.items())]
+    given = infer_arch(found)
+    fitting = [arch for arch in ARCHS.values() if all(arch_field(arch, name) == value for name, value in given.items())]
     if not fitting:
         raise ValueError(
             f'{found.source} is of no arch that has a name, and weights do not tell the number of heads: give its config.'
@@ -161,7 +160,7 @@ def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[s
     )
 
 
-def _dinov3_config(found: Pretrained, weights: StateDict, arch: ViTArch, img_size: int | None) -> dict[str, Any]:
+def _dinov3_config(found: ViTWeights, weights: StateDict, arch: ViTArch, img_size: int | None) -> dict[str, Any]:
     if arch.mlp == 'swiglu':
         raise ValueError(
             f'{found.source} has gated MLPs; the EoMT of Hugging Face on DINOv3 has one activation for gates and heads, '
@@ -191,7 +190,7 @@ def _grid(weights: StateDict) -> tuple[int, int] | None:
         return None
 
 
-def _weights_of(found: Pretrained) -> StateDict:
+def _weights_of(found: ViTWeights) -> StateDict:
     if not found.is_eomt:
         raise ValueError(
             f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: nothing is to be converted, name it in '

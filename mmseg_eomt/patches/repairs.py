@@ -231,10 +231,3 @@ def _name_the_forks() -> None:
         metadata.version('mmsegmentation')
     except metadata.PackageNotFoundError:
         utils.MODULE2PACKAGE['mmseg'] = 'mmseg'  # the name to import is enough to find it
-
-
-def exporting() -> bool:
-    """Whether torch.export is following the code. Goes when PyTorch 2.6, which cannot tell, is no longer allowed."""
-    import torch
-
-    return getattr(torch.compiler, 'is_exporting', torch.jit.is_tracing)()

@@ -1,19 +1,23 @@
-"""From the content of any public checkpoint file to one of our state dicts."""
+"""A checkpoint: what its file notes, which format it is in, and its weights under our names."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmseg_eomt.adapters.names import is_adapter
-from mmseg_eomt.weights.eomt_formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3
-from mmseg_eomt.weights.format import GRID, UNUSED, Format, is_gated
-from mmseg_eomt.weights.rules import StateDict
-from mmseg_eomt.weights.values import check_kind
-from mmseg_eomt.weights.vit_formats import OWN_VITS, VIT_FORMATS
+from mmseg_eomt.models.arch import ARCHS, ViTArch
+from mmseg_eomt.weights.checkpoint_io import check_kind
+from mmseg_eomt.weights.formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3, OWN_VITS, VIT_FORMATS
+from mmseg_eomt.weights.key_mapping import GRID, UNUSED, Format, StateDict, is_gated
 
+UNKNOWN_SOURCE = 'The checkpoint'
+TAG = 'mmseg_eomt'  # in the metadata of a state dict: its Checkpoint
+ARCH_NOTE = 'eomt_arch'  # in a checkpoint's meta
+TRAINING_ONLY = ('layer_scale_init', 'rope_rescale')  # fields of an arch that a trained model does not depend on
 FORMATS = EOMT_FORMATS + VIT_FORMATS
 OWN = 'segmentor of mmseg-eomt'
 OWN_KINDS = (OWN, *(known.name for known in OWN_VITS))
@@ -27,15 +31,88 @@ DIMENSIONS = {
 NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
 
 
+@dataclass
+class Checkpoint:
+    """A checkpoint file that was read. It travels with its state dict, as mmengine keeps a state dict's metadata.
+
+    Attributes:
+        source: Its path or URL, for messages.
+        meta: What it notes beside the weights: ``eomt_arch``, ``adapter``, ``merged``, ``dataset_meta``, …
+        purpose: What its weights are loaded for: ``'init'`` by ``init_cfg``; by a Runner ``'train'`` as the start of a new
+            run, ``'resume'`` and ``'predict'``; None where a model is loaded by hand, to predict with it. Default: None.
+        is_fitted: Whether the state dict is that of the model already (:func:`~.fit.fit_checkpoint`). Default: False.
+    """
+
+    source: str = UNKNOWN_SOURCE
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    purpose: Literal['init', 'train', 'resume', 'predict'] | None = None
+    is_fitted: bool = False
+    _parsed: 'ViTWeights | None' = None
+
+    @classmethod
+    def of(cls, state_dict: Mapping[str, Tensor]) -> 'Checkpoint':
+        """The checkpoint that a state dict is from; a new one where nothing is known."""
+        found = getattr(state_dict, '_metadata', {}).get(TAG)
+        return found if isinstance(found, cls) else cls()
+
+    def attach(self, state_dict: Mapping[str, Tensor]) -> StateDict:
+        """A shallow copy of a state dict that carries this checkpoint."""
+        attached = OrderedDict(state_dict)
+        attached._metadata = {**getattr(state_dict, '_metadata', {}), TAG: self}
+        return attached
+
+    @property
+    def starts_training(self) -> bool:
+        """Whether a new run starts from it, so that heads of another size may be randomly initialised."""
+        return self.purpose in ('init', 'train')
+
+    def parse(self, state_dict: StateDict) -> 'ViTWeights':
+        """As :func:`parse_checkpoint`, once for all models that take weights from it."""
+        if self._parsed is None:
+            self._parsed = parse_checkpoint(state_dict, self.source)
+        return self._parsed
+
+
+def noted_arch(checkpoint: object) -> object:
+    """The fields of the arch that a checkpoint of ours notes, as they stand there; None if it notes none."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    return meta.get(ARCH_NOTE) if isinstance(meta, Mapping) else None
+
+
+def check_noted(noted: object, arch: ViTArch | None, source: str) -> None:
+    """Compare the arch that a checkpoint notes with a model's: weights tell neither heads nor activation, epsilon or base.
+
+    Args:
+        noted: As :func:`noted_arch` returned; None passes.
+        arch: The model's; None for one without a ViT, of which nothing is asked.
+        source: Path or URL of the file, for the message.
+
+    Raises:
+        ValueError: If they differ, with the fields and both values, or if the note is none.
+    """
+    if noted is None or arch is None:
+        return
+    if not isinstance(noted, Mapping):
+        raise ValueError(f'{source} notes {noted!r} as its arch, and not the fields of one: it is damaged, take another.')
+    names = [field.name for field in fields(ViTArch) if field.name in noted and field.name not in TRAINING_ONLY]
+    differing = [name for name in names if noted[name] != getattr(arch, name)]
+    if differing:
+        fitting = [known for known, a in ARCHS.items() if all(getattr(a, name) == noted[name] for name in names)]
+        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head as it was in training'
+        has = ', '.join(f'{name}={noted[name]!r}' for name in differing)
+        asked = ', '.join(f'{name}={getattr(arch, name)!r}' for name in differing)
+        raise ValueError(f'{source} has {has}, but arch asks for {asked}: {cure}.')
+
+
 @dataclass(frozen=True)
-class Pretrained:
-    """A checkpoint that was understood.
+class ViTWeights:
+    """The weights of a checkpoint under our names.
 
     Attributes:
         source: Its path or URL, for messages.
         kind: The name of its format.
         is_eomt: Whether it is a whole EoMT rather than a ViT.
-        weights: Our state dict of it (:mod:`~mmseg_eomt.weights.format`).
+        weights: Our state dict of it (:mod:`~mmseg_eomt.weights.key_mapping`).
     """
 
     source: str
@@ -91,7 +168,7 @@ def is_own(state_dict: StateDict) -> bool:
     return names <= state_dict.keys() and 'backbone.norm.weight' not in state_dict  # which would be a ViT of its own
 
 
-def understand(checkpoint: object, source: str) -> Pretrained:
+def parse_checkpoint(checkpoint: object, source: str) -> ViTWeights:
     """Read the content of a checkpoint, whatever public format it is in.
 
     Args:
@@ -99,9 +176,9 @@ def understand(checkpoint: object, source: str) -> Pretrained:
         source: Its path or URL, for messages.
 
     Raises:
-        ValueError: If the format is not known, if it holds adapters, or if it is a delta without its base.
+        ValueError: If the format is not known, or if it is a delta without its base.
     """
-    found = understand_delta(checkpoint, source)
+    found = parse_delta(checkpoint, source)
     if is_delta(found):
         raise ValueError(
             f'{source} holds differences to DINOv3, not weights: name it together with the DINOv3 file it was made from, as '
@@ -110,20 +187,14 @@ def understand(checkpoint: object, source: str) -> Pretrained:
     return found
 
 
-def understand_delta(checkpoint: object, source: str) -> Pretrained:
-    """As :func:`understand`, for a file that may be a delta."""
+def parse_delta(checkpoint: object, source: str) -> ViTWeights:
+    """As :func:`parse_checkpoint`, for a file that may be a delta."""
     state_dict = tensors_of(checkpoint)
-    adapters = [name for name in state_dict if is_adapter(name)]
-    if adapters:
-        raise ValueError(
-            f'{source} has adapters ({len(adapters)} tensors, such as {adapters[0]}): merge them first, with '
-            f'tools/adapter.py merge.'
-        )
     if is_own(state_dict):
         weights = from_segmentor(state_dict)
         check_complete(weights, source, OWN)
         check_form(weights, source)
-        return Pretrained(source, OWN, True, weights)
+        return ViTWeights(source, OWN, True, weights)
     known, part, rest = recognise_part(state_dict)
     if known is None:
         found = sorted(state_dict)[:4] or type(checkpoint).__name__
@@ -143,7 +214,7 @@ def understand_delta(checkpoint: object, source: str) -> Pretrained:
             f"{source} ({known.name}) has gated MLPs, and Hugging Face's model has one activation for gates and heads, the "
             f"authors' SiLU and GELU: it would predict otherwise here. Start from the DINOv3 that it was made from."
         )
-    return Pretrained(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
+    return ViTWeights(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
 
 
 def check_complete(weights: StateDict, source: str, kind: str) -> None:
@@ -218,7 +289,7 @@ def to_segmentor(weights: StateDict, num_joint_blocks: int) -> StateDict:
     return out
 
 
-def is_delta(found: Pretrained) -> bool:
+def is_delta(found: ViTWeights) -> bool:
     """Whether an EoMT on DINOv3 holds differences to DINOv3's weights, as the authors publish them.
 
     Names and shapes are those of whole weights; the norms tell, whose weights are near 1 in a model and near 0 in a
@@ -231,7 +302,7 @@ def is_delta(found: Pretrained) -> bool:
     return bool(torch.stack(norms).mean() < NORM_OF_A_DELTA)
 
 
-def add_base(delta: Pretrained, base: Pretrained) -> StateDict:
+def add_base(delta: ViTWeights, base: ViTWeights) -> StateDict:
     """The weights of an EoMT that was published as differences to a ViT.
 
     The ViT's part is the sum; queries, heads and upscaling are the delta's own.
@@ -273,7 +344,7 @@ def add_base(delta: Pretrained, base: Pretrained) -> StateDict:
     return EOMT_DINOV3.write(total)
 
 
-def _likely_base(delta: Pretrained) -> str:
+def _likely_base(delta: ViTWeights) -> str:
     size = {384: 's', 768: 'b', 1024: 'l', 1280: 'h', 4096: '7b'}.get(delta.weights['cls_token'].shape[-1], 'l')
     plus = 'plus' if is_gated(delta.weights) and size != '7b' else ''
     return f'hf://facebook/dinov3-vit{size}16{plus}-pretrain-lvd1689m'

@@ -13,7 +13,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
-from mmseg_eomt.models.arch import arch_of, check_noted, noted_arch
+from mmseg_eomt.models.arch import arch_of
+from mmseg_eomt.weights.checkpoint import Checkpoint, check_noted, noted_arch
 from mmseg_eomt.weights.fit import fit_checkpoint, load_fitted
 
 ROUNDING = 1e-5  # of a tensor's norm
@@ -253,7 +254,7 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
     check_noted(noted_arch(loaded), arch_of(model), checkpoint)
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
-    load_fitted(model, fit_checkpoint(model, weights, training=True, source=checkpoint), checkpoint)
+    load_fitted(model, fit_checkpoint(model, Checkpoint(checkpoint, purpose='train').attach(weights)))
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

@@ -1,10 +1,13 @@
-"""Fitting a ViT's weights to another patch size and grid."""
+"""Position and patch embeddings at another grid or patch size."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmseg_eomt.compat import exporting
+
+def exporting() -> bool:
+    """Whether torch.export is following the code. Goes when PyTorch 2.6, which cannot tell, is no longer allowed."""
+    return getattr(torch.compiler, 'is_exporting', torch.jit.is_tracing)()
 
 
 def grid_of(pos_embed: Tensor, noted: Tensor | None, wanted: tuple[int, int]) -> tuple[int, int]:

@@ -1,26 +1,53 @@
-"""Adapters in PEFT's own format: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""Adapters in PEFT's folder format: written, read, and loaded beside each other under names."""
 
 import copy
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.config import as_values, draws_base_change, import_peft
-from mmseg_eomt.adapters.config_file import digest_of, read_config
-from mmseg_eomt.adapters.names import adapter_names, is_wrapper, plain_name, tuner_layers
-from mmseg_eomt.adapters.note import KEY, UNKNOWN_BASE, check_types
-from mmseg_eomt.weights.files import read_file, read_safetensors, write_safetensors
-from mmseg_eomt.weights.values import check_values
+from mmseg_eomt.adapters.checkpoint import (
+    KEY,
+    UNKNOWN_BASE,
+    check_adapted,
+    check_note,
+    check_same_base,
+    check_types,
+    completed,
+)
+from mmseg_eomt.adapters.config import (
+    as_values,
+    changes_base,
+    config_for,
+    digest_of,
+    draws_base_change,
+    peft_errors,
+    read_config,
+)
+from mmseg_eomt.adapters.inject import settle, unchanged_on_error
+from mmseg_eomt.adapters.names import (
+    PREFIX,
+    adapter_names,
+    names_in_peft,
+    peft_names,
+    plain_name,
+    tuner_layers,
+    whole_modules,
+)
+from mmseg_eomt.models.arch import arch_of
+from mmseg_eomt.weights.checkpoint import check_noted, noted_arch
+from mmseg_eomt.weights.checkpoint_io import check_values, read_file, read_safetensors, write_safetensors
 from mmseg_eomt.whole import is_unfinished, whole_folder
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
 HEADER, DIGEST = 'mmseg_eomt', 'config_digest'  # in the metadata of the weights, and in what is noted there
-PREFIX = 'base_model.model.'  # of every name in PEFT's format
-_UNWRAPPED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # which PEFT cannot save whole
 
 
 def is_folder(path: str | Path) -> bool:
@@ -45,7 +72,7 @@ def save_adapter(
         model: A model after :func:`~.inject.inject`.
         folder: Where to. An adapter that is there already is replaced as a whole, and other files beside it are kept.
         state_dict: Weights to take in place of the model's, under the model's names.
-        base: What is known of the base weights (:func:`~.base.describe_base`); written into the file's header.
+        base: What is known of the base weights (:func:`~.base_weights.describe_base`); written into the file's header.
         meta: Further plain values for the header, such as ``dataset_meta``.
         name: Which of the model's adapters. Default: ``'default'``.
 
@@ -165,50 +192,79 @@ def _read_header(path: Path, text: str) -> dict[str, Any]:
         raise ValueError(f'{path} has a header that is damaged ({error}): copy or export the adapter again.') from error
 
 
-def whole_modules(model: nn.Module) -> list[str]:
-    """The largest modules that are trained whole, beside adapters."""
-    layers = tuner_layers(model)
+def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', trainable: bool = False) -> None:
+    """Load an adapter from a folder in PEFT's format, ours or one that PEFT has written.
 
-    def visit(name: str, module: nn.Module) -> list[str]:
-        parameters = list(module.parameters())
-        if name in layers or is_wrapper(module) or not parameters:
-            return []
-        if name and not isinstance(module, _UNWRAPPED) and all(p.requires_grad for p in parameters):
-            return [name]
-        return [m for child, part in module.named_children() for m in visit(f'{name}.{child}'.lstrip('.'), part)]
+    Where the model has an adapter of this name, its values are replaced. Otherwise the layers that the folder's config names
+    are adapted, beside adapters of other names; :func:`set_adapter` chooses between them, and this one is chosen. After an
+    error the model is as it was.
 
-    return visit('', model)
-
-
-def names_in_peft(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
-    """PEFT's name, without its prefix, of all that it keeps of an adapter, and the model's name; there may be two of one."""
-    peft = import_peft()
-    state = model.state_dict()
-    by_id = {id(value): name for name, value in state.items()}
-    saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
-    return {name: by_id[id(value)] for name, value in saved.items() if id(value) in by_id}
-
-
-def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
-    """The model's name of everything that is trained, and the name of it in PEFT's format.
+    Args:
+        model: A model with its base weights in.
+        folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
+        name: What the adapter is to be called. Default: ``'default'``.
+        trainable: Whether it is to be trained on. Default: False.
 
     Raises:
-        ValueError: If that format has no place for a parameter.
+        FileNotFoundError: If the folder lacks a file.
+        RuntimeError: If the adapter's weights are not all there, or do not fit the model.
+        ValueError: If it was trained on other base weights, or a file of the folder is not as it was written.
     """
-    names = {name: f'{PREFIX}{new}' for new, name in names_in_peft(model, adapter).items()}
-    state = model.state_dict()
-    for module in whole_modules(model):
-        alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]
-        if alike:
-            raise ValueError(f'PEFT finds modules by how their names end, and would take {alike[0]} for {module} too.')
-        names.update({name: f'{PREFIX}{name}' for name in state if name.startswith(f'{module}.')})
-    homeless = [name for name, p in model.named_parameters() if p.requires_grad and name not in names]
-    if homeless:
-        raise ValueError(f"PEFT's format has no place for {homeless[:3]}: put whole modules into trainable_modules.")
-    return names
+    source = str(folder)
+    checkpoint = read_folder(folder)
+    check_noted(noted_arch(checkpoint), arch_of(model), source)
+    given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
+    present = getattr(model, 'peft_config', {})
+    if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):
+        raise ValueError(
+            f'{source}: adapters that change the base (PiSSA and the like) go beside no others: load one on a plain model.'
+        )
+    check_same_base(model, given, source)
+    if name in present:
+        if name != 'default':
+            raise ValueError(f'The model has an adapter {name!r} already: give that of {source} another name.')
+        check_note(given, present[name], source)
+        model.load_state_dict(completed(model, weights, source=source, modules=given['trainable_modules']))
+        return
+    config = config_for(given['peft'], weights, source)
+    config.modules_to_save = given['trainable_modules'] or None
+    config.inference_mode = not trainable
+    with unchanged_on_error(model, values=changes_base(given['peft']) or getattr(config, 'bias', 'none') != 'none'):
+        _put_in(model, config, weights, name, source)
 
 
-def from_peft_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of PEFT's format under the names of an adapted model."""
-    names = {new: old for old, new in peft_names(model).items()}
-    return {names.get(name, name.removeprefix(PREFIX)): value for name, value in state_dict.items()}
+def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], name: str, source: str) -> None:
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
+    from peft.functional import cast_adapter_dtype
+    from peft.functional import set_adapter as peft_set_adapter
+
+    if not tuner_layers(model):
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+    with peft_errors(source), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Already found a `peft_config`')
+        inject_adapter_in_model(config, model, adapter_name=name)
+        cast_adapter_dtype(model, name)
+        settle(model)
+    weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    state, names = model.state_dict(), names_in_peft(model, name)
+    needed = {old: new for new, old in names.items()}.values()
+    check_adapted(weights, {new: state[old] for new, old in names.items()}, source, needed)
+    with peft_errors(source):
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+        peft_set_adapter(model, name, inference_mode=config.inference_mode)
+
+
+def set_adapter(model: nn.Module, name: str) -> None:
+    """Let the model use one of its adapters, with the modules that were trained beside it.
+
+    Raises:
+        ValueError: If the model has none of this name.
+    """
+    names = list(getattr(model, 'peft_config', {}))
+    if name not in names:
+        raise ValueError(f'The model has no adapter {name!r}, but {names}.')
+    from peft.functional import set_adapter as peft_set_adapter
+
+    training = any(model.get_parameter(key).requires_grad for key in adapter_names(model))
+    peft_set_adapter(model, name, inference_mode=not training)
