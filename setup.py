@@ -55,6 +55,16 @@ setup(
     extras_require={
         'lite': ['mmcv-lite==2.1.0'],  # not with full mmcv: both are the package mmcv
         'export': ['onnx', 'onnxscript', 'onnxruntime'],
-        'test': ['pytest', 'ruff', 'tensorboard', 'seaborn', 'prettytable', 'onnx', 'onnxscript', 'onnxruntime'],
+        'test': [
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'tensorboard',
+            'seaborn',
+            'prettytable',
+            'onnx',
+            'onnxscript',
+            'onnxruntime',
+        ],
     },
 )

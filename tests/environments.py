@@ -18,7 +18,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = os.environ.get('TORCH', 'torch==2.13.0')
 OTHERS = ['peft', 'scipy', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'packaging', 'tqdm', 'pillow', 'matplotlib']
-TEST = ['pytest', 'seaborn', 'tensorboard', 'prettytable', 'onnx', 'onnxscript', 'onnxruntime', 'setuptools<80.9']
+TEST = [
+    'pytest',
+    'pytest-xdist',
+    'seaborn',
+    'tensorboard',
+    'prettytable',
+    'onnx',
+    'onnxscript',
+    'onnxruntime',
+    'setuptools<80.9',
+]
 # each line is one call of pip; --no-build-isolation lets mmcv see the PyTorch and the older setuptools that it builds with
 ENVIRONMENTS = {
     'lite': [['mmcv-lite==2.1.0', '--editable', '.'], TEST],
@@ -62,7 +72,10 @@ def row(name: str) -> tuple[str, bool]:
     versions = ', '.join(f'{package} {version}' for package, version in installed(python).items())
     print(f'\n=== {name}: {versions}', flush=True)
     done = subprocess.run(
-        [python, '-m', 'pytest', '-m', 'slow or not slow', *CORE], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [python, '-m', 'pytest', '-n', 'logical', '--dist', 'loadfile', '-m', 'slow or not slow', *CORE],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     print(done.stdout[-4000:], flush=True)
     result = re.findall(r'^.*(?:passed|failed|error).* in .*$', done.stdout, re.M)

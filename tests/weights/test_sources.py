@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def weights() -> dict:
 
 def in_own_process(*names: object, **env: str) -> list[str]:
     env = {'PYTHONPATH': str(ROOT), 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DISABLE_XET': '1', **env}
-    lines = run_tool(sys.executable, Path(__file__).with_name('read_source.py'), *names, **env).stdout.splitlines()
+    lines = run_tool(Path(__file__).with_name('read_source.py'), *names, **env).stdout.splitlines()
     return [line for line in lines if line.startswith('read ') or 'Error: ' in line]
 
 
