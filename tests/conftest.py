@@ -37,6 +37,7 @@ def save(content, path, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = safetensors.torch.save_file = save
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as for a script
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 # A run prints and writes its config five times, and each time half of a second goes into the layout of its lines.

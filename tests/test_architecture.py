@@ -92,4 +92,6 @@ def test_patches_stand_in_one_package():
                 owner = target.value if isinstance(target, ast.Attribute) else None
                 while isinstance(owner, ast.Attribute):
                     owner = owner.value
-                assert not (isinstance(owner, ast.Name) and owner.id in names), f'{path}:{node.lineno} replaces {ast.unparse(target)}'
+                assert not (isinstance(owner, ast.Name) and owner.id in names), (
+                    f'{path}:{node.lineno} replaces {ast.unparse(target)}'
+                )
