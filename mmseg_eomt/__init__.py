@@ -6,7 +6,6 @@ repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
-from mmseg_eomt.data.empty import explain_empty_datasets  # noqa: E402
 from mmseg_eomt.engine import (  # noqa: E402
     EoMTOptimWrapperConstructor,
     LoRAHook,
@@ -15,16 +14,13 @@ from mmseg_eomt.engine import (  # noqa: E402
 )
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
-from mmseg_eomt.patches import runner as runner_patches  # noqa: E402
-from mmseg_eomt.patches.loading import patch_state_dict_loading  # noqa: E402
+from mmseg_eomt.patches import runner  # noqa: E402
 from mmseg_eomt.weights.sources import register_folders, register_sources  # noqa: E402
 
 register_sources()
 register_folders(is_folder, read_folder)
 register_whole_checkpoints()
-patch_state_dict_loading()
-runner_patches.apply()
-explain_empty_datasets()
+runner.apply()
 
 __version__ = '0.1.0'
 __all__ = [

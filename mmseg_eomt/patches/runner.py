@@ -1,4 +1,4 @@
-"""The patches of mmengine's Runner and Config, which are looked up by no registry."""
+"""The patches of mmengine's Runner and Config: a config names neither, so that no other class can be registered for them."""
 
 import types
 from collections.abc import Callable
@@ -12,19 +12,23 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmseg_eomt.configs import PREFIX, config_path
+from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.patches import patch
+from mmseg_eomt.patches.loading import patch_state_dict_loading
 
 
 def apply() -> None:
-    """Patch Runner and Config; a second call changes nothing."""
+    """Apply these patches, and that of loading; a second call changes nothing."""
     patch_train()
     patch_call_hook()
+    patch_build_dataloader()
     patch_compile()
     patch_configs()
+    patch_state_dict_loading()
 
 
 def patch_train() -> None:
@@ -64,6 +68,22 @@ def _checked(call: Callable) -> Callable:
         call(self, fn_name, **kwargs)
 
     return call_hook
+
+
+def patch_build_dataloader() -> None:
+    """Let Runners say which folder is missing or empty, where a dataset would only fail. Goes when datasets say so."""
+    patch(Runner, 'build_dataloader', _explained)
+
+
+def _explained(build: Callable) -> Callable:
+    def build_dataloader(dataloader: Any, *args, **kwargs) -> Any:
+        try:
+            return build(dataloader, *args, **kwargs)
+        except (AssertionError, ValueError, FileNotFoundError) as error:
+            explain_missing_data(dataloader, error)
+            raise
+
+    return build_dataloader
 
 
 def patch_compile() -> None:
