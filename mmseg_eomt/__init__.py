@@ -7,7 +7,7 @@ repairs.apply()
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
 from mmseg_eomt.configs import find_own_configs  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
-from mmseg_eomt.data.empty import explain_empty_datasets  # noqa: E402
+from mmseg_eomt.data.missing import explain_empty_datasets  # noqa: E402
 from mmseg_eomt.engine import (  # noqa: E402
     EoMTOptimWrapperConstructor,
     LoRAHook,

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from mmseg_eomt.data.check import File, Found, LabelRule, look_at
-from mmseg_eomt.data.files import read_mask
 from mmseg_eomt.data.images import Reader, inspect_image
+from mmseg_eomt.data.masks import read_mask
 
 
 def cut_short(path: Path) -> None:

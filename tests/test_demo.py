@@ -1,8 +1,6 @@
 """tools/demo.py deletes its own earlier files, and nobody else's."""
 
-import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,21 +12,15 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from mmseg_eomt.commands import demo as demo_command
+
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """The tool in a folder of its own, with commands that write what the real ones do; ``demo('--overwrite')`` runs it."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    tool = importlib.import_module('demo')
-    monkeypatch.setattr(tool, 'ROOT', tmp_path)
-    monkeypatch.setattr(tool, 'run_shown', lambda title, command: (pretend(tmp_path, command[1:]), []))
-
-    def run(*args: str) -> None:
-        monkeypatch.setattr(sys, 'argv', ['demo.py', *args])
-        tool.main()
-
-    run.tool = tool
-    return run
+    monkeypatch.setattr(demo_command, 'ROOT', tmp_path)
+    monkeypatch.setattr(demo_command, 'run_shown', lambda title, command: (pretend(tmp_path, command[1:]), []))
+    return lambda *args: demo_command.main(args)
 
 
 def pretend(root: Path, command: list[str]) -> int:
@@ -97,7 +89,7 @@ def test_a_run_that_was_interrupted_can_be_started_again(demo, tmp_path, monkeyp
         return 0, []
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo.tool, 'run_shown', interrupted)
+        patch.setattr(demo_command, 'run_shown', interrupted)
         with pytest.raises(KeyboardInterrupt):
             demo()
     assert (tmp_path / 'work_dirs/eomt_demo/iter_600.pth').is_file()
@@ -106,12 +98,12 @@ def test_a_run_that_was_interrupted_can_be_started_again(demo, tmp_path, monkeyp
 
 @pytest.mark.parametrize(('argument', 'status'), [('--help', 0), ('configs/eomt_demo.py', 2)])
 def test_help_and_unknown_arguments_change_nothing(tmp_path, argument, status):
-    (tmp_path / 'tools').mkdir()
-    shutil.copy(ROOT / 'tools/demo.py', tmp_path / 'tools')
+    for name in ('mmseg_eomt', 'tools'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
     own = tmp_path / 'work_dirs/eomt_demo/iter_600.pth'
     own.parent.mkdir(parents=True)
     own.write_text('of the user')
     command = [sys.executable, tmp_path / 'tools/demo.py', argument]
-    done = subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == status and '--overwrite' in done.stdout + done.stderr
     assert own.read_text() == 'of the user' and not (tmp_path / 'work_dirs/demo.log').exists()

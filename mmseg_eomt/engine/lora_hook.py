@@ -32,11 +32,11 @@ from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers, w
 from mmseg_eomt.adapters.peft_folder import check_exportable, save_adapter
 from mmseg_eomt.adapters.precision import PRECISIONS, quantized_layers, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
-from mmseg_eomt.engine.checks import is_training, prepare_run, segmentor_of
+from mmseg_eomt.engine.checks import fit_run_checkpoint, is_training, prepare_run, segmentor_of
 from mmseg_eomt.engine.lora_arguments import ATTENTION_LAYERS, config_maker
 from mmseg_eomt.engine.resume import check_resumable
 from mmseg_eomt.engine.unused_adapters import AdapterUse
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE
 from mmseg_eomt.weights.fit import load_fitted
 from mmseg_eomt.whole import whole_file
 
@@ -225,11 +225,12 @@ class LoRAHook(Hook):
     @staticmethod
     def _load_plain(runner: Runner, model: nn.Module, checkpoint: dict) -> None:
         """What the Runner would do after ``before_run``; an EMA copy is made of the loaded model later."""
+        fit_run_checkpoint(runner, checkpoint)
         for hook in runner.hooks:
             if not isinstance(hook, EMAHook):
                 hook.after_load_checkpoint(runner, checkpoint)
         weights = {name.removeprefix('module.'): value for name, value in weights_of(checkpoint).items()}
-        load_fitted(model, Checkpoint(runner._load_from).attach(weights))
+        load_fitted(model, weights)
         runner._has_loaded = True
         runner.logger.info(f'Load checkpoint from {runner._load_from}')
 

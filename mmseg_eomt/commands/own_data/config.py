@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmseg_eomt.commands.own_data.class_mapping import Labels
 from mmseg_eomt.configs import PREFIX, config_folder
-from mmseg_eomt.data.labels import Labels
 
 DEFAULT_BASE = 'eomt_lora_dinov2-b_cityscapes_640.py'
 SCHEDULE, ITERS = 'TwoWarmupsPolyLR', 8000

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from mmseg_eomt.data.labels import Value
+from mmseg_eomt.commands.own_data.class_mapping import Value
 
 HEADINGS = r'(?i)((name|class)\w*\W+(r(ed)?\W+g(reen)?\W+b(lue)?|id)|id\W+(name|class)\w*)'
 

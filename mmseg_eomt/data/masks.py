@@ -9,7 +9,6 @@ from PIL import Image
 
 from mmseg_eomt.data.images import AS_A_RUN, LYING, TURNED, Picture, Reader, broken, inspect_image, orientation_of
 
-IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 REMOVE_TAG = 'remove the tag of the image (exiftool -Orientation= FILE)'
 
 

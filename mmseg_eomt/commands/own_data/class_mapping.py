@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmseg_eomt.data.files import read_pair
+from mmseg_eomt.data.masks import read_pair
+from mmseg_eomt.visualization import make_palette
 
 IGNORED = 255
 WHITES = IGNORED, 65535  # the highest ids of one byte and of two: usually not trained on
@@ -60,7 +61,7 @@ class Labels:
         return [show(value, self.kind) for value in values if value not in self.new_ids]
 
     def ids(self, mask: np.ndarray, palette: list[int] | None = None) -> np.ndarray:
-        """Ids (H, W), uint8, of a mask and its palette as :func:`~mmseg_eomt.data.files.read_mask` gives them."""
+        """Ids (H, W), uint8, of a mask and its palette as :func:`~mmseg_eomt.data.masks.read_mask` gives them."""
         if self.kind == 'colours' and mask.ndim == 2:
             mask = np.array(palette, np.uint8).reshape(-1, 3)[mask]
         values, inverse = np.unique(packed(mask, self.kind), return_inverse=True)
@@ -257,14 +258,6 @@ def _refuse_unseen(
         f'of all pixels (first in {path}): if that is {unseen[0]}, give a file of classes with the line '
         f'"{unseen[0]} {shown}"; if it is not to be trained on, add --ignore {shown}.'
     )
-
-
-def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
-    """Colours that are easy to tell apart: hues by the golden angle, two strengths in turn."""
-    hues = np.arange(num_colours) * 0.618034 % 1
-    channels = np.abs(hues[:, None] * 6 - np.array([3, 2, 4])) * np.array([1, -1, -1]) + np.array([-1, 2, 2])
-    strength = np.where(np.arange(num_colours) % 4 < 2, 230, 150)[:, None]
-    return [tuple(map(int, colour)) for colour in (0.15 + 0.85 * channels.clip(0, 1)) * strength]
 
 
 def pack(value: Value) -> int:

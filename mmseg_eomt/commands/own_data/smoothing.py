@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmseg_eomt.data.files import read_mask
-from mmseg_eomt.data.labels import Look, packed, totals
+from mmseg_eomt.commands.own_data.class_mapping import Look, packed, totals
+from mmseg_eomt.data.masks import read_mask
 
 NUM_MASKS = 32  # those of the most values show it best
 MIN_VALUES, MIN_FRACTION = 3, 0.5  # of all values

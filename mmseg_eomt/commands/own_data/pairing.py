@@ -4,8 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmseg_eomt.data.files import IMAGE_TYPES
-from mmseg_eomt.data.scan import files_in
+from mmseg_eomt.data.images import IMAGE_TYPES, files_in
 
 BOUNDARIES = '._-'
 
