@@ -17,6 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
+from mmseg_eomt.adapters.checkpoint import weights_of
+from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.weights.checkpoint import ARCH_NOTE, check_noted, noted_arch, parse_checkpoint
@@ -31,6 +33,12 @@ def convert(args: argparse.Namespace) -> None:
     if target.exists():
         raise ValueError(f'{target} is there already: name another, or delete it.')
     loaded = CheckpointLoader.load_checkpoint(args.src, map_location='cpu', logger='silent')
+    adapters = [name for name in weights_of(loaded) if is_adapter(name)]
+    if adapters:
+        raise ValueError(
+            f'{args.src} has adapters ({len(adapters)} tensors, such as {adapters[0]}): merge them first, with '
+            f'tools/adapter.py merge.'
+        )
     found = parse_checkpoint(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
     meta = {name: known[name] for name in ('dataset_meta', ARCH_NOTE) if name in known}
