@@ -47,10 +47,6 @@ def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str
 
     Returns:
         The description of the base that checkpoints note (:func:`~mmseg_eomt.adapters.base_weights.describe_base`).
-
-    Raises:
-        OSError: If a file of the base is not there.
-        ValueError: If the checkpoint was trained with other adapters, or on another base.
     """
     model, path, given = segmentor_of(runner), checkpoint_path(runner), start and start.note
     if is_resuming(runner) and start is not None and given is None and config.target_modules:
