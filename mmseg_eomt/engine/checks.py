@@ -16,6 +16,7 @@ from mmseg_eomt.adapters.loading import unwrapped
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.segmentor import check_split
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.fit import fit_checkpoint
 
@@ -120,24 +121,6 @@ def prepare_run(runner: Runner) -> None:
     check_outputs(segmentor_of(runner))
     if is_training(runner):
         check_classes(runner)
-
-
-def check_split(model: nn.Module) -> None:
-    """Make sure that backbone and head together are one whole ViT.
-
-    Raises:
-        ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would leave out blocks or run some twice, if
-            the two are of different size, or take their weights from different files.
-    """
-    vits, heads = ([m for m in model.modules() if isinstance(m, kind)] for kind in (EoMTViT, EoMTHead))
-    for vit, head in zip(vits, heads):
-        for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg'):
-            given = getattr(vit, name), getattr(head, name)
-            if given[0] != given[1]:
-                raise ValueError(
-                    f'{name} of backbone and decode_head must be equal, since they are parts of one ViT: '
-                    f'got {given[0]} and {given[1]}.'
-                )
 
 
 def check_outputs(model: nn.Module) -> None:
