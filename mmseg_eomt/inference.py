@@ -67,7 +67,7 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         try:
             merge(model)
         except ValueError as error:
-            print_log(f'The adapters stay beside the weights: {error}', logger='current')
+            print_log(f'Adapters were not merged: {error}', logger='current')
     return model
 
 

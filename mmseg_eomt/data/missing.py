@@ -1,53 +1,20 @@
 """A dataset that finds no files says where it looked."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 from mmseg_eomt.data.images import files_in
-from mmseg_eomt.patches import patch
 
 BASE_SUFFIX = inspect.signature(BaseSegDataset.__init__).parameters['img_suffix'].default
 
 
-def explain_empty_datasets() -> None:
-    """Let Runners say which folder is missing or empty, where a dataset would only fail; a second call changes nothing."""
-    patch(Runner, 'build_dataloader', _explained)
-
-
-def _explained(build: Callable) -> Callable:
-    def build_dataloader(dataloader, *args, **kwargs):
-        try:
-            return build(dataloader, *args, **kwargs)
-        except (AssertionError, ValueError, FileNotFoundError) as error:
-            explain_missing_data([dataloader], error)
-            raise
-
-    return build_dataloader
-
-
-@contextmanager
-def missing_data_explained(runner: Runner, *splits: str) -> Iterator[None]:
-    """The same around ``Runner.train`` (``'train', 'val'``), ``val`` or ``test``, without a patch of how loaders are built.
-
-    Errors that come after the loops of these splits are built are not looked into.
-    """
-    try:
-        yield
-    except (AssertionError, ValueError, FileNotFoundError) as error:
-        not_built = [split for split in splits if isinstance(getattr(runner, f'_{split}_loop'), dict)]
-        explain_missing_data([getattr(runner, f'_{split}_dataloader') for split in not_built], error)
-        raise
-
-
-def explain_missing_data(dataloaders: Iterable[object], error: Exception) -> None:
-    """Raise a FileNotFoundError from ``error`` if configs of dataloaders name what the disk does not have; else return."""
-    found = [line for dataloader in dataloaders for config in _leaves(dataloader) for line in _absent(config)]
+def explain_missing_data(dataloader: object, error: Exception) -> None:
+    """Raise a FileNotFoundError from ``error`` if a dataloader's config names what the disk does not have; else return."""
+    found = [line for config in _leaves(dataloader) for line in _absent(config)]
     if found:
         raise FileNotFoundError('No data to load: ' + '; '.join(found) + '.') from error
 

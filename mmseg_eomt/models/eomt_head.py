@@ -24,7 +24,7 @@ class EoMTHead(BaseModule):
 
     In training, a prediction is made before each joint block and after the last, and all are supervised; a block's queries
     attend only to the patches inside their predicted mask, with a probability that
-    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
+    :class:`~mmseg_eomt.engine.schedules.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
     ``test_cfg.masked_attention`` of the segmentor is true, and only the last prediction is made.
 
     Args:

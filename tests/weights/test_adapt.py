@@ -174,15 +174,15 @@ def test_the_log_tells_what_was_loaded_adapted_left_out_and_made(release, capsys
     assert tables == [
         [
             'EoMTViT: FILE (DINOv2 release)',
-            'loaded                          19 tensors, blocks 0 to 0 of 2',
-            'adapted                         patches 14 → 16 pixels; positions 37×37 → 4×4',
+            'loaded                19 tensors, blocks 0 to 0 of 2',
+            'adapted               patches 14 → 16 pixels; positions 37×37 → 4×4',
             'ignored               mask_token',
             'randomly initialised  nothing',
         ],
         [
             'EoMTHead: FILE (DINOv2 release)',
-            'loaded                          16 tensors, blocks 1 to 1 of 2',
-            'adapted                         nothing',
+            'loaded                16 tensors, blocks 1 to 1 of 2',
+            'adapted               nothing',
             'ignored               mask_token',
             'randomly initialised  query_embed; class_head; mask_head; upscale',
         ],
