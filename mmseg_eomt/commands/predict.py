@@ -160,7 +160,7 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
             own = results - {path.resolve(), *path.resolve().parents}
             earlier = {file for file in found if not own.isdisjoint(file.resolve().parents)}
             if earlier:
-                print(f'{len(earlier)} files of {path} lie in {out}, where results are written: they are left out.')
+                print(f'{len(earlier)} files of {path} lie in {out}, where results are written: they are skipped.')
                 found = [file for file in found if file not in earlier]
             if not found:
                 raise ValueError(f'{path} holds no image and no video.')
