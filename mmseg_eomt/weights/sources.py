@@ -76,7 +76,7 @@ def download_from_hub(name: str) -> Path:
             local_only = True  # no network: what else is in the cache?
         except errors.GatedRepoError:
             raise PermissionError(
-                f'{name}: the owner of {repo} asks for an agreement. Accept it on https://huggingface.co/{repo}, then log '
+                f'{name}: {repo} is a gated repository. Accept its licence on https://huggingface.co/{repo}, then log '
                 f'in with "hf auth login", or set HF_TOKEN.'
             ) from None
         except errors.RepositoryNotFoundError:
@@ -287,7 +287,7 @@ def _download(url: str) -> Path:
         except (OSError, http.client.HTTPException) as error:
             raise OSError(
                 f'{url} could not be downloaded ({getattr(error, "reason", error)}): get the file elsewhere and give its '
-                f'path; for a ViT as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
+                f'path, for a ViT as model.vit.pretrained.'
             ) from error
         try:
             read_file(fetched)
