@@ -1,20 +1,24 @@
 # make demo: train, adapt and evaluate a small model on made data.   make test: run both groups of the test suite.
-# make faults: kill runs, damage files, and count what comes of it.
+# make quick: run the first of them.   make faults: kill runs, damage files, and count what comes of it.
 # Each makes its environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 MMCV ?= mmcv-lite==2.1.0
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+# a process on each core, which computes with one thread (tests/conftest.py), and a file's tests in one of them
+PYTEST = $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile -p no:randomly
 
-.PHONY: demo test faults environments env lint clean
+.PHONY: demo test quick faults environments env lint clean
 
 demo: env
 	$(VENV)/bin/python tools/demo.py
 
 test: env
-	$(VENV)/bin/python -m pytest
-	$(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m 'slow or not slow'
+
+quick: env
+	$(PYTEST)
 
 faults: env
 	$(VENV)/bin/python tests/faults

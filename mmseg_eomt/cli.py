@@ -1,41 +1,58 @@
-"""The command ``mmseg-eomt``: the scripts of ``tools`` wherever the package is installed."""
+"""The console command ``mmseg-eomt``."""
 
 import os
-import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from mmseg_eomt.configs import config_folder, config_path
 
+COMMANDS = {  # module of mmseg_eomt.commands, and its function
+    'adapter': 'adapter:main',
+    'convert_checkpoint': 'convert_checkpoint:main',
+    'demo': 'demo:main',
+    'export': 'export:main',
+    'init_dataset': 'init_dataset:main',
+    'make_street_scenes': 'make_street_scenes:main',
+    'predict': 'predict:main',
+    'show_queries': 'show_queries:main',
+    'test': 'toolbox:test',
+    'toolbox': 'toolbox:main',
+    'train': 'toolbox:train',
+}
 
-def tools() -> dict[str, Path]:
-    """Script of each command."""
-    scripts = sorted((config_folder().parent / 'tools').glob('*'))
-    return {path.stem: path for path in scripts if path.suffix in ('.py', '.sh') and not path.name.startswith('_')}
+
+def scripts() -> dict[str, Path]:
+    """The shell scripts in ``tools``, which start several processes of a command."""
+    return {path.stem: path for path in (config_folder().parent / 'tools').glob('*.sh')}
 
 
 def main() -> None:
-    """Run ``tools/COMMAND`` with the further arguments."""
-    known = tools()
+    """Run the command that the first argument names with the others."""
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ('', [])
-    if name not in known:
-        text = f'mmseg-eomt COMMAND [ARGUMENT …], where COMMAND is one of\n  {", ".join(known)}\n'
+    names = sorted({*COMMANDS, *scripts()})
+    if name not in names:
+        text = f'mmseg-eomt COMMAND [ARGUMENT …], where COMMAND is one of\n  {", ".join(names)}\n'
         text += 'and a config may be named mmseg_eomt::NAME, such as mmseg_eomt::eomt_lora_cityscapes.py.'
         if name in ('', '-h', '--help'):
             print(text)
             return
         sys.exit(f'mmseg-eomt: there is no command {name!r}.\n{text}')
-    script = str(known[name])
     try:
         arguments = [config_path(argument) for argument in arguments]
     except FileNotFoundError as error:
         sys.exit(f'mmseg-eomt: {error}')
-    if known[name].suffix == '.sh':
+    if name not in COMMANDS:
         os.environ.setdefault('PYTHON', sys.executable)
-        os.execvp('bash', ['bash', script, *arguments])
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(known[name].parent))
-    runpy.run_path(script, run_name='__main__')
+        os.execvp('bash', ['bash', str(scripts()[name]), *arguments])
+    sys.argv = [f'mmseg-eomt {name}', *arguments]
+    run_command(name)
+
+
+def run_command(name: str) -> None:
+    """Run a command with the arguments in ``sys.argv``."""
+    module, function = COMMANDS[name].split(':')
+    getattr(import_module(f'mmseg_eomt.commands.{module}'), function)()
 
 
 if __name__ == '__main__':

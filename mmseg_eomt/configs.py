@@ -1,11 +1,6 @@
 """The plugin's own configs, wherever it is installed."""
 
-from collections.abc import Callable
 from pathlib import Path
-
-from mmengine.config import Config
-
-from mmseg_eomt.patches import patch
 
 PREFIX = 'mmseg_eomt::'
 
@@ -30,26 +25,3 @@ def config_path(name: str) -> str:
         names = sorted(found.relative_to(config_folder()).as_posix() for found in config_folder().rglob('eomt_*.py'))
         raise FileNotFoundError(f'{name}: mmseg_eomt has no such config. It has {", ".join(names)}.')
     return str(path)
-
-
-def find_own_configs() -> None:
-    """Let mmengine find ``mmseg_eomt::…``, as a config and in ``_base_``; a second call changes nothing.
-
-    mmengine knows the packages of its own family alone, and only configs in subfolders.
-    """
-    patch(Config, '_get_cfg_path', _own_base)
-    patch(Config, 'fromfile', _own_file)
-
-
-def _own_base(get_cfg_path: Callable) -> Callable:
-    def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        return (config_path(cfg_path), None) if cfg_path.startswith(PREFIX) else get_cfg_path(cfg_path, filename)
-
-    return find
-
-
-def _own_file(fromfile: Callable) -> Callable:
-    def read(filename: str | Path, *args, **kwargs) -> Config:
-        return fromfile(config_path(str(filename)), *args, **kwargs)
-
-    return read

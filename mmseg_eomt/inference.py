@@ -14,7 +14,7 @@ from torch import nn
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
-from mmseg_eomt.data.labels import make_palette
+from mmseg_eomt.visualization import make_palette
 
 
 def load_model(config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
@@ -67,7 +67,7 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         try:
             merge(model)
         except ValueError as error:
-            print_log(f'The adapters stay beside the weights: {error}', logger='current')
+            print_log(f'Adapters were not merged: {error}', logger='current')
     return model
 
 

@@ -1,15 +1,24 @@
 """Made data, a small model's config and the tools as a user runs them."""
 
+import atexit
 import copy
+import functools
+import gc
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; inherited by the processes that tests start
+
+import mmengine.config.config
 import pytest
 import torch
+import warm
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -28,8 +37,13 @@ def save(content, path, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = safetensors.torch.save_file = save
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as for a script
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
+# A run prints and writes its config five times, and each time half of a second goes into the layout of its lines.
+mmengine.config.config.FormatCode = lambda text, **_: (text, True)
+# mmengine collects garbage at every dataset, and what torch and transformers have imported is 0.3 s of it.
+gc.freeze()
 SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)
 
 
@@ -55,21 +69,39 @@ def merged(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def run_tool(*args: object, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-    """Run a command at the top of the repository as a user would; its output is in ``stdout``."""
+@functools.cache
+def warm_folder() -> Path:
+    """A folder with a ``python`` whose processes begin with the libraries imported (tests/warm.py)."""
+    folder = tempfile.mkdtemp(prefix='warm-')
+    atexit.register(shutil.rmtree, folder)
+    warm.start(folder)
+    return Path(folder)
+
+
+def environment(cold: bool = False, **env: str) -> dict[str, str]:
+    """Of a process whose ``python`` is this one, and a warm one unless it is to be ``cold``."""
+    folders = [] if cold or sys.platform != 'linux' else [warm_folder()]
+    path = os.pathsep.join(map(str, [*folders, Path(sys.executable).parent, env.pop('PATH', os.environ['PATH'])]))
+    launched = {'PYTHON_EXEC': str(folders[0] / 'python')} if folders else {}  # the processes of torch.distributed.run
+    return {**os.environ, 'PATH': path, **launched, **env}
+
+
+def run(command: list[str], folder: Path, env: dict[str, str], timeout: int = 540) -> subprocess.CompletedProcess:
+    """Run a command; what it prints to either stream is in ``stdout``."""
+    command[0] = shutil.which(command[0], path=env['PATH']) or command[0]
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(command, cwd=folder, env=env, timeout=timeout, **streams)
+
+
+def run_tool(*args: object, check: bool = True, cold: bool = False, **env: str) -> subprocess.CompletedProcess:
+    """Run a command at the top of the repository as a user would; its output is in ``stdout``.
+
+    A ``.py`` file is given to a warm Python, which has imported the libraries, or to a cold one.
+    """
     command = [str(arg) for arg in args]
     if command[0].endswith('.py'):
-        command.insert(0, sys.executable)
-    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, 'PATH': path, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=540,
-    )
+        command.insert(0, 'python')
+    done = run(command, ROOT, environment(cold, **env))
     if check and done.returncode:
         pytest.fail(f'{" ".join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done
@@ -84,16 +116,7 @@ def free_port() -> str:
 
 def run_line(line: str, folder: Path, **env: str) -> str:
     """Run a line of a page in a folder, as a shell with this Python does; its output."""
-    path = env.pop('PATH', os.environ['PATH'])
-    done = subprocess.run(
-        ['bash', '-c', line],
-        cwd=folder,
-        env={**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{path}', **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    done = run(['bash', '-c', line], folder, environment(**env), timeout=300)
     if done.returncode:
         pytest.fail(f'{line} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done.stdout

@@ -16,24 +16,26 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH = os.environ.get('TORCH', 'torch==2.13.0')
-OTHERS = ['peft', 'scipy', 'safetensors', 'huggingface_hub', 'ftfy', 'regex', 'packaging', 'tqdm', 'pillow', 'matplotlib']
-TEST = ['pytest', 'seaborn', 'tensorboard', 'prettytable', 'onnx', 'onnxscript', 'onnxruntime', 'setuptools<80.9']
+MAKEFILE = (ROOT / 'Makefile').read_text()
+TORCH = os.environ.get('TORCH') or re.search(r'^TORCH \?= (\S+)', MAKEFILE, re.M).group(1)
 # each line is one call of pip; --no-build-isolation lets mmcv see the PyTorch and the older setuptools that it builds with
 ENVIRONMENTS = {
-    'lite': [['mmcv-lite==2.1.0', '--editable', '.'], TEST],
+    'lite': [['--editable', '.[lite,test]']],
     'full': [
         ['setuptools<80.9', 'wheel', 'ninja', 'psutil'],
         ['mmcv==2.1.0', '--no-build-isolation'],
-        ['--editable', '.'],
-        TEST,
+        ['--editable', '.[full,test]'],
     ],
-    'forks': [
-        ['onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation', *OTHERS],
-        TEST,
-        ['--no-deps', '--editable', '.'],
-    ],
+    'forks': [['onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation'], ['--no-deps', '--editable', '.'], ['OTHERS']],
 }
+# prints what pyproject.toml asks for besides the toolbox, which the forks replace
+PRINT_OTHERS = """
+from importlib.metadata import requires
+for requirement in requires('mmseg-eomt'):
+    package, _, extra = requirement.partition(';')
+    if not package.startswith('mm') and (not extra or 'test' in extra or 'export' in extra):
+        print(package.strip())
+"""
 CORE = [
     *('tests/models', 'tests/adapters', 'tests/weights/test_formats.py', 'tests/weights/test_adapt.py', 'tests/engine'),
     *('tests/test_compat.py', 'tests/test_configs.py', 'tests/test_dataset_configs.py', 'tests/test_data_check.py'),
@@ -80,6 +82,8 @@ def install(name: str) -> tuple[str, float]:
     subprocess.run([*pip, TORCH], cwd=ROOT, check=True)
     start = time.time()
     for packages in ENVIRONMENTS[name]:
+        if packages == ['OTHERS']:
+            packages = printed(python, PRINT_OTHERS)
         subprocess.run([*pip, *packages], cwd=ROOT, check=True)
     return python, time.time() - start
 
@@ -87,9 +91,13 @@ def install(name: str) -> tuple[str, float]:
 def installed(python: str) -> dict[str, str]:
     """Versions of the packages that matter."""
     code = 'from importlib.metadata import distributions as d; print(*(f"{x.name}=={x.version}" for x in d()), sep="\\n")'
-    lines = subprocess.run([python, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-    versions = dict(line.split('==') for line in lines)
+    versions = dict(line.split('==') for line in printed(python, code))
     return {name: versions[name] for name in sorted(versions) if name.removeprefix('onedl-') in SHOWN}
+
+
+def printed(python: str, code: str) -> list[str]:
+    """The words that some code prints in an environment."""
+    return subprocess.run([python, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
 if __name__ == '__main__':

@@ -1,12 +1,13 @@
 """Hooks for tests of a crash: the process ends, as by a power cut, at the worst moments."""
 
+import functools
 import os
 import resource
 import signal
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import Hook, checkpoint_hook
+from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 
 
@@ -54,7 +55,13 @@ class KilledBeforeNaming(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if checkpoint['meta']['iter'] == self.at_iter:
-            checkpoint_hook.open = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            os.replace = functools.partial(self._replace, os.replace)
+
+    @staticmethod
+    def _replace(replace, old, new) -> None:
+        if Path(new).name == 'last_checkpoint':
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(old, new)
 
 
 @HOOKS.register_module()

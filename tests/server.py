@@ -10,6 +10,55 @@ from urllib.parse import unquote, urlparse
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers for a folder; :func:`serve` sets the three of its subclass."""
+
+    folder: Path
+    hub: bool
+    seen: list[tuple[str, str]]
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def answer(self, with_body: bool) -> None:
+        path = unquote(urlparse(self.path).path).lstrip('/')
+        self.seen.append((self.command, path))
+        headers, code = {}, ''
+        if self.hub:
+            headers, code = {'X-Repo-Commit': COMMIT}, 'EntryNotFound'
+            owner, repo, _, revision, file = (path.split('/', 4) + [''] * 5)[:5]
+            path = f'{owner}/{repo}/{file}'
+            if not (self.folder / owner / repo).is_dir():
+                return self.refuse(404, 'RepoNotFound')
+            if revision not in ('main', COMMIT):
+                return self.refuse(404, 'RevisionNotFound')
+            if owner == 'gated' and self.headers.get('Authorization') != 'Bearer secret':
+                return self.refuse(403, 'GatedRepo')
+        if not (self.folder / path).is_file():
+            return self.refuse(404, code, headers)
+        body = (self.folder / path).read_bytes()
+        self.send_response(200)
+        headers |= {'Content-Length': str(len(body)), 'ETag': f'"{hashlib.sha256(body).hexdigest()}"'}
+        self.finish_headers(headers)
+        if with_body:
+            self.wfile.write(body)
+
+    def refuse(self, status: int, code: str, headers: dict | None = None) -> None:
+        self.send_response(status)
+        self.finish_headers({**(headers or {}), 'X-Error-Code': code, 'Content-Length': '0'})
+
+    def finish_headers(self, headers: dict) -> None:
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
 @contextmanager
 def serve(folder: Path, hub: bool = False):
     """Serve a folder's files; yields the address and a list that requests are noted in.
@@ -18,51 +67,8 @@ def serve(folder: Path, hub: bool = False):
     ``gated/…`` asks for the token ``secret``.
     """
     seen: list[tuple[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def answer(self, with_body: bool) -> None:
-            path = unquote(urlparse(self.path).path).lstrip('/')
-            seen.append((self.command, path))
-            headers, code = {}, ''
-            if hub:
-                owner, repo, _, revision, file = (path.split('/', 4) + [''] * 5)[:5]
-                path = f'{owner}/{repo}/{file}'
-                headers['X-Repo-Commit'] = COMMIT
-                if not (folder / owner / repo).is_dir():
-                    return self.refuse(404, 'RepoNotFound')
-                if revision not in ('main', COMMIT):
-                    return self.refuse(404, 'RevisionNotFound')
-                if owner == 'gated' and self.headers.get('Authorization') != 'Bearer secret':
-                    return self.refuse(403, 'GatedRepo')
-                code = 'EntryNotFound'
-            if not (folder / path).is_file():
-                return self.refuse(404, code, headers)
-            body = (folder / path).read_bytes()
-            self.send_response(200)
-            headers |= {'Content-Length': str(len(body)), 'ETag': f'"{hashlib.sha256(body).hexdigest()}"'}
-            self.finish_headers(headers)
-            if with_body:
-                self.wfile.write(body)
-
-        def refuse(self, status: int, code: str, headers: dict | None = None) -> None:
-            self.send_response(status)
-            self.finish_headers({**(headers or {}), 'X-Error-Code': code, 'Content-Length': '0'})
-
-        def finish_headers(self, headers: dict) -> None:
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    handler = type('HandlerOfFolder', (Handler,), dict(folder=folder, hub=hub, seen=seen))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

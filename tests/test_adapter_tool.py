@@ -1,7 +1,6 @@
 """tools/adapter.py as a user runs it."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,9 +58,7 @@ def test_diff_tells_what_differs(small_config, lora, base, tmp_path):
 
 @pytest.mark.slow
 def test_a_merge_that_is_killed_leaves_no_file_of_that_name(lora, config, tmp_path):
-    done = run_tool(
-        sys.executable, '-c', KILLED, 'tools/adapter.py', 'merge', config, lora, tmp_path / 'out.pth', check=False
-    )
+    done = run_tool('python', '-c', KILLED, 'tools/adapter.py', 'merge', config, lora, tmp_path / 'out.pth', check=False)
     assert done.returncode == -signal.SIGKILL
     assert all(is_unfinished(path) for path in tmp_path.rglob('*') if path.is_file())
 

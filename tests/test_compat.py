@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, free_port
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -103,7 +103,7 @@ init_dist('pytorch')
 weights = CheckpointLoader.load_checkpoint('http://127.0.0.1:{server.server_port}/weights.pth')
 assert weights['w'].sum() == 2
 """
-        both = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='29544', TORCH_HOME=str(tmp_path))
+        both = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), TORCH_HOME=str(tmp_path))
         ranks = [
             subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=dict(both, RANK=rank, LOCAL_RANK=rank))
             for rank in ('0', '1')

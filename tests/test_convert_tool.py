@@ -1,7 +1,6 @@
 """tools/convert_checkpoint.py: what it writes is read by the implementation it is for, and predicts the same."""
 
 import signal
-import sys
 
 import pytest
 import torch
@@ -121,7 +120,7 @@ def test_a_trained_checkpoint_takes_its_class_names_along(small_config, config_f
 def test_a_conversion_that_is_killed_leaves_nothing_of_that_name(small_config, config_file, base, tmp_path, target, to):
     options = ('--to', to, '--config', config_file(small_config()))
     out = tmp_path / 'folder' / target
-    done = run_tool(sys.executable, '-c', KILLED, 'tools/convert_checkpoint.py', base, out, *options, check=False)
+    done = run_tool('python', '-c', KILLED, 'tools/convert_checkpoint.py', base, out, *options, check=False)
     assert done.returncode == -signal.SIGKILL
     assert all(is_unfinished(path) for path in out.parent.rglob('*') if path.is_file()) and not out.exists()
 

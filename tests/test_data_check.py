@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import run_tool
+from conftest import free_port, run_tool
 from mmengine.runner import Runner
 from PIL import Image
 from test_data_files import cut_short, turn, write_ids
@@ -130,7 +130,8 @@ def test_a_dataset_that_fails_with_an_empty_assertion_is_explained(small_config,
 def test_two_processes_share_the_work_and_both_stop(small_config, config_file, data, mask):
     mask.unlink()
     options = {f'{split}_dataloader.dataset.data_root': str(data) for split in ('train', 'val', 'test')}
-    done = run_tool('tools/dist_train.sh', config_file(small_config(max_iters=1, **options)), 2, PORT='29547', check=False)
+    config = config_file(small_config(max_iters=1, **options))
+    done = run_tool('tools/dist_train.sh', config, 2, PORT=free_port(), check=False)
     assert done.returncode
     assert f'{mask}: the mask is missing' in done.stdout
     assert 'Iter(train)' not in done.stdout

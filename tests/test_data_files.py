@@ -9,11 +9,11 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmseg_eomt.data.check import File, Found, LabelRule, look_at
-from mmseg_eomt.data.files import read_mask
 from mmseg_eomt.data.images import Reader, inspect_image
+from mmseg_eomt.data.masks import read_mask
 
 
 def cut_short(path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_pillow_opens_and_the_reader_of_the_run_does_not_is_named(tmp_path,
 def test_what_the_reader_takes_and_pillow_does_not_passes(tmp_path):
     path = tmp_path / 'a.tif'
     cv2.imwrite(str(path), np.zeros((20, 40, 3), np.int16))
-    with pytest.raises(OSError):
+    with pytest.raises(UnidentifiedImageError):
         Image.open(path)
     assert inspect_image(path).size == (20, 40)
 

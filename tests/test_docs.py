@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_config, run_line, small_recipe
+from conftest import ROOT, free_port, make_config, run_line, small_recipe
 from layouts import Sizes, public_eomt
 from server import serve
 from test_docs_weights import SMALL
@@ -75,7 +75,7 @@ class Checkout:
             line += f' default_hooks.checkpoint.interval={STEPS} train_cfg.val_interval={STEPS}'
         if 'init_dataset.py' in line:
             (self.folder / 'configs' / 'my_data.py').unlink(missing_ok=True)
-        printed = run_line(line, self.folder, PORT='29549', **env)
+        printed = run_line(line, self.folder, PORT=free_port(), **env)
         for name, last in (('eomt_lora_cityscapes', 79608), ('my_data', 8000)):  # the names of a whole run's checkpoints
             work_dir = self.folder / 'work_dirs' / name
             if (work_dir / f'iter_{STEPS}.pth').is_file():

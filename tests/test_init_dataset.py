@@ -1,6 +1,5 @@
 """tools/init_dataset.py finds what a folder holds, and its config trains."""
 
-import importlib
 import os
 import re
 import shutil
@@ -15,9 +14,10 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.data.class_list import read_classes
-from mmseg_eomt.data.labels import IGNORED, make_palette
-from mmseg_eomt.data.pairs import find_pairs
+from mmseg_eomt.commands import init_dataset as command
+from mmseg_eomt.commands.own_data.class_list import read_classes
+from mmseg_eomt.commands.own_data.class_mapping import IGNORED, make_palette
+from mmseg_eomt.commands.own_data.pairing import find_pairs
 
 CAMVID = ROOT.parent / 'shared' / 'camvid'
 CAMVID_CLASSES = 'sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist'
@@ -47,16 +47,13 @@ def colours(*names: str) -> Image.Image:
 
 @pytest.fixture
 def init_dataset(tmp_path, monkeypatch, capsys):
-    """Run the tool as a command in ``tmp_path``, within this process; its output and its last words."""
+    """Run the command in ``tmp_path``, within this process; its output and its last words."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    tool = importlib.import_module('init_dataset')
 
     def run(*args: object, check: bool = True) -> str:
-        monkeypatch.setattr(sys, 'argv', ['init_dataset.py', *map(str, args)])
         status = None
         try:
-            tool.main()
+            command.main([*map(str, args)])
         except SystemExit as error:
             status = error.code
         assert (status is None) == check, status
@@ -177,10 +174,11 @@ def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path
     for name in '12':
         ids(0, 1).convert('RGB').save(tmp_path / f'{name}.bmp')
         ids(0, 1).save(tmp_path / f'{name}.png')
-    code = f'import pathlib; from mmseg_eomt.data.pairs import find_pairs; p = pathlib.Path({str(tmp_path)!r}); '
-    code += 'found = find_pairs(p, p); print(list(found.masks), found.image_suffix, found.mask_suffix)'
+    code = 'import sys; from pathlib import Path; from mmseg_eomt.commands.own_data.pairing import find_pairs; '
+    code += 'found = find_pairs(Path(sys.argv[1]), Path(sys.argv[1])); '
+    code += 'print(list(found.masks), found.image_suffix, found.mask_suffix)'
     env = {**os.environ, 'PYTHONHASHSEED': str(seed), 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, '-c', code, tmp_path], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split('\n')[0] == "['1', '2'] .bmp .png"
 
 
@@ -213,7 +211,7 @@ def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path
     ids(0, 9).save(folder / 'd.png')
     (images / 'lone.jpg').write_bytes((images / 'b.jpg').read_bytes())
     log = init_dataset(images, folder, '--classes', 'road,car', check=False)
-    assert '1 images without a mask, left out: lone.jpg' in log
+    assert '1 images without a mask, skipped: lone.jpg' in log
     assert '4 of 6 images cannot be used' in log
     for line in ('a.jpg: the image cannot be read', 'b.png: the mask is an empty file', 'c.png: the mask is 20×10 pixels'):
         assert line in log
@@ -468,8 +466,8 @@ def test_three_commands_lead_from_images_and_masks_to_an_adapted_model_and_pictu
     log = run_line(first, tmp_path)
     commands = re.findall(r'^  (mmseg-eomt .*)$', log, re.M)
     assert len(commands) == 2
-    for command in commands:
-        run_line(re.sub(r'^mmseg-eomt (\w+)', rf'{tools}/\1.py', command), tmp_path)
+    for line in commands:
+        run_line(re.sub(r'^mmseg-eomt (\w+)', rf'{tools}/\1.py', line), tmp_path)
 
     table = (tmp_path / 'work_dirs/my_data/adapters.txt').read_text()
     assert 'backbone adapters' in table

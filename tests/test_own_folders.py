@@ -1,6 +1,5 @@
 """Folders as users have them: links, splits by name, and runs of init_dataset.py that were killed."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -17,8 +16,9 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from test_init_dataset import ids, init_dataset, made  # noqa: F401  a fixture
 
-from mmseg_eomt.data.pairs import list_images
-from mmseg_eomt.data.scan import files_in
+from mmseg_eomt.commands.own_data.pairing import list_images
+from mmseg_eomt.commands.predict import find_inputs
+from mmseg_eomt.data.images import files_in
 
 
 def lists() -> list[list[str]]:
@@ -96,13 +96,12 @@ def test_a_run_trains_and_evaluates_on_the_files_of_linked_folders(init_dataset,
     assert sorted(sample['img_path'] for sample in by_hand) == sorted([*seen[0], *seen[1]])
 
 
-def test_predict_reads_linked_folders(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
+def test_predict_reads_linked_folders(tmp_path):
     images, _ = made(tmp_path / 'here', {'1': ids(0)})
     elsewhere, _ = made(tmp_path / 'there', {'x/2': ids(0)})
     linked(images, 'more', elsewhere)
     linked(images, 'up', tmp_path / 'here')
-    found = importlib.import_module('predict').find_inputs([images], tmp_path / 'out')
+    found = find_inputs([images], tmp_path / 'out')
     assert [name for _, name in found] == ['1', 'more/x/2']
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_init_dataset import CAMVID, ids, init_dataset, made  # noqa: F401  a fixture
 
-from mmseg_eomt.data.smoothing import smoothed_values
+from mmseg_eomt.commands.own_data.smoothing import smoothed_values
 
 
 def shapes(*values: int, num: int = 8, size: tuple[int, int] = (150, 200)) -> list[np.ndarray]:

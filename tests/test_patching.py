@@ -5,8 +5,8 @@ import functools
 import pytest
 from mmengine.runner import Runner
 
-from mmseg_eomt.engine.every_run import check_every_run
 from mmseg_eomt.patches import patch
+from mmseg_eomt.patches.runner import patch_call_hook
 
 
 class Owner:
@@ -59,7 +59,7 @@ def test_a_run_is_checked_although_another_package_has_wrapped_the_runner(small_
     while hasattr(original, '__wrapped__'):
         original = original.__wrapped__
     monkeypatch.setattr(Runner, 'call_hook', by_another(original))
-    check_every_run()
+    patch_call_hook()
     config = small_config()
     config.model.decode_head.num_joint_blocks = 1
     config.custom_hooks = []

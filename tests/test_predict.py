@@ -1,7 +1,5 @@
 """tools/predict.py and tools/show_queries.py: from a checkpoint to label maps and pictures."""
 
-import importlib
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,26 +7,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import run_tool
 from mmengine.runner import Runner
 from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
+from mmseg_eomt.commands import predict, show_queries
 from mmseg_eomt.inference import class_names, load_model
-from mmseg_eomt.pictures import overlay, sheet, with_legend
+from mmseg_eomt.visualization import overlay, sheet, with_legend
+
+COMMANDS = dict(predict=predict.main, show_queries=show_queries.main)
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch, capsys):
-    """Run a tool in this process: ``tool('predict', …)``; its output and its last words."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
+def tool(capsys):
+    """Run a command in this process: ``tool('predict', …)``; its output and its last words."""
 
     def run(name: str, *args: object, check: bool = True) -> str:
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
         status = None
         try:
-            importlib.import_module(name).main()
+            COMMANDS[name]([*map(str, args)])
         except SystemExit as error:
             status = error.code
         assert (status is None) == check, status
@@ -154,7 +153,7 @@ def test_an_image_of_an_extreme_shape_is_named_and_the_others_go_on(tool, config
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_model_is_made(
     tool, config, lora, images, tmp_path, monkeypatch, name, place
 ):
-    monkeypatch.setattr('mmseg_eomt.inference.load_model', lambda *_: pytest.fail('a model was made'))
+    monkeypatch.setattr(f'mmseg_eomt.commands.{name}.load_model', lambda *_: pytest.fail('a model was made'))
     (tmp_path / 'file').write_text('of the user')
     image, out = next(images.rglob('*.png')), tmp_path / place
     folder = out / 'overlays' if name == 'predict' else out
@@ -177,8 +176,6 @@ def test_an_interrupted_video_leaves_the_earlier_one(tool, config, lora, tmp_pat
     overlay_file = tmp_path / 'out/overlays/drive.mp4'
     overlay_file.parent.mkdir(parents=True)
     overlay_file.write_text('of an earlier run')
-    sys.path.insert(0, str(ROOT / 'tools'))
-    predict = importlib.import_module('predict')
     plain = predict.Predictor.labels
 
     def labels_until_interrupted(self, images):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_config, run_line, run_tool
+from conftest import ROOT, free_port, make_config, run_line, run_tool
 from mmengine.config import Config
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 
@@ -52,7 +52,7 @@ class Commands:
 
     def run(self) -> None:
         path = f'{self.folder / "bin"}{os.pathsep}{os.environ["PATH"]}'
-        env = dict(PATH=path, MASTER_PORT='29547', MPLBACKEND='agg')
+        env = dict(PATH=path, MASTER_PORT=free_port(), MPLBACKEND='agg')
         for block in re.findall(r'```bash\n(.*?)```', PAGE, re.S):
             for line in block.strip().splitlines():
                 if 'Wandb' in line and find_spec('wandb') is None:

@@ -8,7 +8,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, free_port, run_tool
 from mmengine.runner import CheckpointLoader
 
 STOCK_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
@@ -51,7 +51,7 @@ def test_two_processes_end_with_identical_parameters(small_config, config_file, 
     config.custom_hooks.append(dict(type='SaveEachRank', out=str(tmp_path)))
     extra = [str(ROOT), str(ROOT / 'tests')]
 
-    log = run_tool('tools/dist_train.sh', config_file(config), 2, PORT='29541', PYTHONPATH=':'.join(extra)).stdout
+    log = run_tool('tools/dist_train.sh', config_file(config), 2, PORT=free_port(), PYTHONPATH=':'.join(extra)).stdout
 
     assert 'Iter(train) [3/3]' in log
     first, second = (torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True) for rank in (0, 1))
@@ -67,7 +67,7 @@ def test_two_processes_end_with_identical_parameters(small_config, config_file, 
         assert not [name for name in saved if name.startswith('backbone.') and '.lora_' not in name]
         config.train_cfg.max_iters = 4
         command = ('tools/dist_train.sh', config_file(config), 2, '--resume')
-        log = run_tool(*command, PORT='29543', PYTHONPATH=':'.join(extra)).stdout
+        log = run_tool(*command, PORT=free_port(), PYTHONPATH=':'.join(extra)).stdout
         assert 'iter: 3' in log and 'Iter(train) [4/4]' in log
         again = [torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True)['parameters'] for rank in (0, 1)]
         assert all(torch.equal(value, again[1][name]) for name, value in again[0].items())
@@ -82,7 +82,7 @@ def test_dist_test_predicts_as_one_process_does(small_config, config_file, tmp_p
     checkpoint = Path(config.work_dir) / 'iter_1.pth'
     run_tool('tools/test.py', file, checkpoint, '--out', tmp_path / 'one')
     (tmp_path / 'two').mkdir()  # only the first process of the toolbox makes it, and the second may write sooner
-    run_tool('tools/dist_test.sh', file, checkpoint, 2, '--out', tmp_path / 'two', PORT='29542')
+    run_tool('tools/dist_test.sh', file, checkpoint, 2, '--out', tmp_path / 'two', PORT=free_port())
     one, two = digest(tmp_path / 'one'), digest(tmp_path / 'two')
     assert len(one) == 4
     assert one == two

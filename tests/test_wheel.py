@@ -1,13 +1,13 @@
 """A wheel of the package works outside the repository, configs and commands included."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
-from conftest import ROOT, small_options
+from conftest import ROOT, environment, small_options
 
 pytestmark = pytest.mark.slow
 
@@ -30,15 +30,8 @@ def installed(tmp_path_factory) -> Path:
 
 
 def run(installed: Path, folder: Path, *args: object, check: bool = True) -> str:
-    done = subprocess.run(
-        [sys.executable, str(installed / 'bin' / 'mmseg-eomt'), *map(str, args)],
-        cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(installed)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=540,
-    )
+    command = ['python', str(installed / 'bin' / 'mmseg-eomt'), *map(str, args)]
+    done = conftest.run(command, folder, environment(PYTHONPATH=str(installed)))
     assert not check or not done.returncode, done.stdout[-4000:]
     return done.stdout
 
@@ -66,8 +59,8 @@ def test_it_trains_and_predicts_outside_with_a_config_of_its_own(installed, scen
         f'assert mmseg_eomt.__file__.startswith({str(installed)!r})\n'
         f"config = Config.fromfile('small.py')\nconfig.merge_from_dict({options!r})\nconfig.dump('run.py')\n"
     )
-    env = {**os.environ, 'PYTHONPATH': str(installed)}
-    subprocess.run([sys.executable, script], cwd=tmp_path, env=env, check=True)
+    done = conftest.run(['python', str(script)], tmp_path, environment(PYTHONPATH=str(installed)))
+    assert not done.returncode, done.stdout
     log = run(installed, tmp_path, 'train', 'run.py')
     assert 'of all parameters train' in log and 'Iter(train) [1/1]' in log
     image = next(scenes.glob('leftImg8bit/val/day/*.png'))

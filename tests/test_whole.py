@@ -1,12 +1,9 @@
 """Files and folders are whole or not there, also where the process that writes them is killed."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import run_tool
 
 from mmseg_eomt.whole import is_unfinished, whole_file, whole_folder
 
@@ -21,7 +18,7 @@ with {context} as new:
 
 def kill_in(context: str, inner: str) -> None:
     code = KILLED.format(context=context, inner=inner)
-    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = run_tool('python', '-c', code, check=False)
     assert done.returncode == -signal.SIGKILL
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Evaluate: python tools/test.py CONFIG CHECKPOINT [--out DIR] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE …]."""
+"""Evaluate: python tools/test.py CONFIG CHECKPOINT [--out DIR] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE …]"""
 
-from _toolbox import run_script
+from _command import run
 
 if __name__ == '__main__':
-    run_script('test.py')
+    run('test')

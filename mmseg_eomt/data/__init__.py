@@ -1,7 +1,6 @@
-"""What comes before the model: augmentation, resizing, and checks of the data."""
+"""What a run does with its data: transforms, and checks of every file before the first iteration."""
 
 from mmseg_eomt.data.check import DataCheckHook
-from mmseg_eomt.data.color_jitter import EoMTColorJitter
-from mmseg_eomt.data.resize import EoMTResize
+from mmseg_eomt.data.transforms import EoMTColorJitter, EoMTResize
 
 __all__ = ['DataCheckHook', 'EoMTColorJitter', 'EoMTResize']

@@ -13,13 +13,14 @@ import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 from tqdm import tqdm
 
-from mmseg_eomt.data.files import describe_turned, ids_of, read_pair
 from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
-from mmseg_eomt.engine.checks import is_training, segmentor_of
+from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
 SPLITS = ('train', 'val', 'test')
@@ -93,7 +94,7 @@ def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
         return f'{mask}: the mask holds colours, not class ids (tools/init_dataset.py makes ids of them)'
     if 1 in values.shape:
         return f'{mask}: the mask has a side of one pixel, and the toolbox reads no such masks'
-    ids = ids_of(values)
+    ids, _ = count_values(values)
     if not (ids == ids.round()).all():
         return f'{mask}: the mask holds numbers with fractions ({values.dtype}), not class ids'
     unknown = rule.unknown(ids)
@@ -143,22 +144,21 @@ class DataCheckHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Check the data of a training run."""
-        if is_training(runner):
-            self._check(runner)
+        if _is_training(runner):
+            self._check(runner, train=runner.train_loop, val=runner.val_loop)
 
     def before_val(self, runner: Runner) -> None:
         """Check the data where nothing is trained, once the checkpoint is known to fit."""
-        if not is_training(runner):
-            self._check(runner)
+        if not _is_training(runner):
+            self._check(runner, val=runner.val_loop)
 
     def before_test(self, runner: Runner) -> None:
         """See :meth:`before_val`."""
-        self._check(runner)
+        self._check(runner, test=runner.test_loop)
 
-    def _check(self, runner: Runner) -> None:
-        """Look at the data of the loops that the runner has built: a test builds its own only."""
-        loops = {split: getattr(runner, f'_{split}_loop') for split in self.splits}
-        splits = {split: _files_of_loop(runner, loop) for split, loop in loops.items() if hasattr(loop, 'dataloader')}
+    def _check(self, runner: Runner, **loops: BaseLoop | None) -> None:
+        """Look at the data of loops, by their split."""
+        splits = {split: _files_of_loop(runner, loop) for split, loop in loops.items() if loop and split in self.splits}
         stamp, full = (Path(runner.work_dir) / name for name in (STAMP, PROBLEMS))
         lines = stamp.read_text(encoding='utf-8', errors='replace').splitlines() if stamp.is_file() else []
         seen = dict(line.partition(' ')[::2] for line in lines)  # digest, and what to say of the split
@@ -192,9 +192,17 @@ def _note(stamp: Path, full: Path, seen: dict[str, str], problems: list[str]) ->
         new.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
+def _is_training(runner: Runner) -> bool:
+    """Whether ``Runner.train`` called the hook: only it builds the optimizer."""
+    return isinstance(runner.optim_wrapper, OptimWrapper)
+
+
 def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[File]:
     """All files that a loop reads. What is ignored is the loss's in training, and the metric's in evaluation."""
-    head = getattr(segmentor_of(runner), 'decode_head', None)
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    head = getattr(model, 'decode_head', None)
     metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
     ignored = [part.ignore_index for part in (*metrics, head) if hasattr(part, 'ignore_index')]
     return list(files_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))

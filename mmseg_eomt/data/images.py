@@ -1,7 +1,9 @@
-"""Image files: whether the reader of a run takes one, and its size there."""
+"""Image files: those in a folder, whether the reader of a run takes one, and its size there."""
 
 import io
+import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,7 @@ import mmcv
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ORIENTATION, TURNED, LYING = 0x0112, range(2, 9), range(5, 9)  # the Exif tag; its values that change an image, or its sides
 MAX_PIXELS = 1 << 30  # that OpenCV reads
 SURE_PIXELS, SURE_SIDE = MAX_PIXELS >> 2, 1 << 18  # far from OpenCV's limits
@@ -179,3 +182,41 @@ def broken(path: Path, kind: str, error: Exception | str) -> str:
     if not path.stat().st_size:
         return f'{path}: the {kind} is an empty file'
     return f'{path}: the {kind} cannot be read ({str(error).strip() or type(error).__name__})'
+
+
+def files_in(folder: Path, types: tuple[str, ...] = ('',)) -> list[Path]:
+    """Files in a folder and its subfolders, in order.
+
+    Links to files and folders are followed, except links to a folder that they lie in, which would never end. Names that
+    begin with a dot are ignored, and with them what a killed process has left unfinished (:mod:`mmseg_eomt.whole`). A link
+    to a file that is gone is listed, so that its reader names it.
+
+    Args:
+        folder: Where to look; it may be a link.
+        types: What the names end in, in lower case. Default: all files.
+
+    Raises:
+        ValueError: If a folder cannot be read, or is a link to one that is gone.
+    """
+    real = folder.resolve()
+    return sorted(_files(folder, frozenset((real, *real.parents)), types))
+
+
+def _files(folder: Path, above: frozenset[Path], types: tuple[str, ...]) -> Iterator[Path]:
+    """Files below a folder; ``above`` are the folders, without links, that it lies in or was reached through."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ValueError(f'{folder} cannot be read ({error.strerror}): make it readable, or take it out.') from error
+    for entry in entries:
+        path, link = folder / entry.name, entry.is_symlink()
+        if entry.name.startswith('.'):
+            continue
+        if path.is_dir() if link else entry.is_dir():
+            real = path.resolve()
+            if real not in above:
+                yield from _files(path, above.union((real, *real.parents)), types)
+        elif entry.name.lower().endswith(types) and (link or entry.is_file()):
+            yield path
+        elif link and not path.suffix and not path.exists():
+            raise ValueError(f'{path} is a link to {os.readlink(path)}, which does not exist: mend the link, or delete it.')

@@ -11,8 +11,16 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmseg_eomt.engine.checks import is_training, segmentor_of
-from mmseg_eomt.engine.optimizer import TwoWarmupsPolyLR
+from mmseg_eomt.engine.runner_state import (
+    asked_to_resume,
+    checkpoint_path,
+    is_resuming,
+    seed_of_config,
+    segmentor_of,
+    set_resume,
+    set_seed,
+)
+from mmseg_eomt.engine.schedules import TwoWarmupsPolyLR
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.checkpoint_io import is_whole
@@ -30,24 +38,23 @@ def settle_resume(runner: Runner) -> None:
     run that ``load_from`` names is resumed as asked. A run that was killed while it wrote a checkpoint goes on from the one
     before. The first process decides for all.
     """
-    if not runner._resume:
+    if not asked_to_resume(runner):
         return
     chosen = [_find(runner) if is_main_process() else None]
     broadcast_object_list(chosen)
-    last, asked = chosen[0], runner._load_from
+    last, asked = chosen[0], checkpoint_path(runner)
+    set_resume(runner, last)
     if last is None:
-        runner._resume = False
         start = f'load_from={asked}' if asked else 'the weights that init_cfg names'
         runner.logger.info(f'There is no checkpoint to resume in {runner.work_dir}: the run starts from {start}.')
         return
     if asked and asked != last:
         runner.logger.info(f'Resuming this run from {last}; load_from={asked} was where it started.')
-    runner._load_from = last
-    _take_seed(runner)
+    _take_seed(runner, last)
 
 
 def _find(runner: Runner) -> str | None:
-    work_dir, asked = Path(runner.work_dir), runner._load_from
+    work_dir, asked = Path(runner.work_dir), checkpoint_path(runner)
     for pattern in ('.*.pth.*', '.last_checkpoint.*', 'adapters/.iter_*'):
         for path in filter(is_unfinished, work_dir.glob(pattern)):
             runner.logger.info(f'{path} is deleted: a killed run was writing it.')
@@ -121,15 +128,14 @@ def _number(path: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _take_seed(runner: Runner) -> None:
+def _take_seed(runner: Runner, path: str) -> None:
     """Use the seed of the run before the data loaders are built, which mmengine does only afterwards."""
-    seed, given = _meta(runner._load_from).get('seed'), runner._randomness_cfg.get('seed')
+    seed, given = _meta(path).get('seed'), seed_of_config(runner)
     if type(seed) is not int or seed == given:
         return
     if given is not None:
         runner.logger.warning(f'The run to resume had the seed {seed}, which is used; the config has {given}.')
-    runner._randomness_cfg.update(seed=seed)
-    runner.set_randomness(**runner._randomness_cfg)
+    set_seed(runner, seed)
 
 
 def check_resumable(runner: Runner, checkpoint: dict) -> None:
@@ -138,9 +144,9 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
     Raises:
         ValueError: If it does not, with what is wrong.
     """
-    if not runner._resume or not is_training(runner):
+    if not is_resuming(runner):
         return
-    source = runner._load_from
+    source = checkpoint_path(runner)
     absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
     if absent:
         raise ValueError(f'{source} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
@@ -182,11 +188,12 @@ def check_fits_run(runner: Runner, checkpoint: dict) -> None:
     Raises:
         ValueError: If it is beyond the end, or its optimizer is another one, with what differs.
     """
-    if runner._resume and is_training(runner):
-        _check_length(runner, checkpoint['meta'], runner._load_from)
-        _check_optimizer(runner, checkpoint['optimizer'], runner._load_from)
+    if is_resuming(runner):
+        source = checkpoint_path(runner)
+        _check_length(runner, checkpoint['meta'], source)
+        _check_optimizer(runner, checkpoint['optimizer'], source)
         if isinstance(runner.param_schedulers, list):  # there are others with several optimizers
-            _check_schedules(runner, checkpoint.get('param_schedulers'), runner._load_from)
+            _check_schedules(runner, checkpoint.get('param_schedulers'), source)
 
 
 def _check_length(runner: Runner, meta: dict[str, Any], source: str) -> None:

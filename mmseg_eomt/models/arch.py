@@ -14,7 +14,7 @@ class ViTArch:
     Args:
         embed_dims: Width of a token.
         num_layers: Blocks in all, joint ones included.
-        num_heads: Attention heads a block.
+        num_heads: Attention heads per block.
         mlp: ``'gelu'``, ``'gelu_tanh'`` (SigLIP), ``'quick_gelu'`` (OpenAI's CLIP) or ``'swiglu'`` (gated, DINOv2's ViT-g
             and DINOv3's S+, H+ and 7B). Default: ``'gelu'``.
         mlp_hidden_dims: Hidden width of the MLP. Default: 4 × ``embed_dims``.
@@ -55,7 +55,7 @@ class ViTArch:
                 f'num_heads must divide embed_dims, got embed_dims={self.embed_dims} and num_heads={self.num_heads}.'
             )
         if self.rope_theta is not None and self.head_dims % 4:
-            raise ValueError(f'Rotary positions need heads of a multiple of 4 channels, got {self.head_dims}.')
+            raise ValueError(f'Rotary positions need a head width divisible by 4, got {self.head_dims}.')
         if not self.mlp_hidden_dims:
             object.__setattr__(self, 'mlp_hidden_dims', 4 * self.embed_dims)
 

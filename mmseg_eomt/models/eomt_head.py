@@ -24,7 +24,7 @@ class EoMTHead(BaseModule):
 
     In training, a prediction is made before each joint block and after the last, and all are supervised; a block's queries
     attend only to the patches inside their predicted mask, with a probability that
-    :class:`~mmseg_eomt.engine.mask_annealing_hook.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
+    :class:`~mmseg_eomt.engine.schedules.MaskAnnealingHook` lowers. In evaluation there are no masks, unless
     ``test_cfg.masked_attention`` of the segmentor is true, and only the last prediction is made.
 
     Args:
@@ -35,20 +35,19 @@ class EoMTHead(BaseModule):
         in_index: Which of the backbone's outputs to use. Default: -1.
         num_joint_blocks: Joint blocks J. Default: 4.
         num_queries: Queries Q. Default: 100.
-        patch_size: Pixels of the image for one place of the map: the backbone's patch size, or its stride at
+        patch_size: Pixels of the image per position of the map: the backbone's patch size, or its stride at
             ``in_index``. Default: 16.
         num_points: Points at which a mask is compared in matching and losses. Default: 12,544.
         oversample_ratio: Candidates drawn for each point of the mask losses. Default: 3.0.
-        importance_sample_ratio: Share of points taken where the prediction is least certain. Default: 0.75.
+        importance_sample_ratio: Fraction of points taken where the prediction is least certain. Default: 0.75.
         class_weight: Weight of the class loss and cost. Default: 2.0.
         mask_weight: Weight of the mask cross entropy and cost. Default: 5.0.
         dice_weight: Weight of the dice loss and cost. Default: 5.0.
         no_object_weight: Weight of "no object" in the class loss. Default: 0.1.
         ignore_index: Label id that is not trained on. Default: 255.
-        query_tolerance: In evaluation, queries whose best class has a lower probability are left out of the class scores,
+        query_tolerance: In evaluation, queries whose best class has a lower probability are skipped in the class scores,
             which changes none by more than Q · ``query_tolerance``: :func:`.semantic_inference.pixel_scores`. Default: 0.
-        with_cp: Whether training computes the joint blocks and predictions again in the backward pass, and holds but what
-            goes in. Default: False.
+        with_cp: Whether joint blocks and predictions use activation checkpointing in training. Default: False.
         align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads the last blocks and the final norm from the file that the
             backbone reads, and from an EoMT's the queries and heads too. None starts from random weights. Default: None.
@@ -174,9 +173,9 @@ class EoMTHead(BaseModule):
         """
         feature, prefix, rope = self._split(feats[self.in_index])
         grid = feature.shape[-2:]
-        x = feature.flatten(2).transpose(1, 2)
+        x = feature.flatten(2).transpose(1, 2)  # (B, C, h, w) to patch tokens (B, h·w, C)
         queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
-        x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)
+        x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)  # (B, Q + P + h·w, C)
         rope = None if rope is None else for_all_tokens(rope, x.shape[1])
 
         predictions = []
@@ -223,15 +222,17 @@ class EoMTHead(BaseModule):
         return self.input_projection(feature), prefix, rope
 
     def _predict_layer(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        # the ViT's final norm comes before every layer's prediction, as in the public implementation
         x = self.norm(x)
-        queries = x[:, : self.num_queries]
-        patches = x[:, -grid[0] * grid[1] :].unflatten(1, grid)
+        queries = x[:, : self.num_queries]  # (B, Q, C)
+        patches = x[:, -grid[0] * grid[1] :].unflatten(1, grid)  # (B, h, w, C)
         return self.upscale(self.mask_head(queries), patches), self.class_head(queries)
 
     @torch.no_grad()
     def _query_mask(self, masks: Tensor, num_tokens: int, grid: tuple[int, int], prob: float | Tensor) -> Tensor:
         """True where a query may attend, (B, Q, N): to all queries and prefix tokens, and to patches inside its mask."""
         inside = F.interpolate(masks, grid, mode='bilinear').flatten(2) > 0
+        # one draw per query, as the public implementation does
         inside |= (torch.rand(inside.shape[:2], device=inside.device) >= prob)[..., None]
         return F.pad(inside, (num_tokens - inside.shape[-1], 0), value=True)
 
@@ -245,7 +246,7 @@ class EoMTHead(BaseModule):
 
         Returns:
             ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer, and the same of layer i as ``d{i}.loss_…``; and
-            ``matched_queries``, for the log alone: the mean number of an image's queries that have a mask to learn.
+            ``matched_queries``, for the log alone: the mean number of queries per image that have a mask to learn.
 
         Raises:
             ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``, or if
@@ -255,7 +256,7 @@ class EoMTHead(BaseModule):
         for sample, label in zip(batch_data_samples, labels):
             if label.ndim != 3 or label.shape[0] != 1:
                 raise ValueError(
-                    f'A label map must be an image of one channel with a class id a pixel; that of '
+                    f'A label map must be an image of one channel with a class id per pixel; that of '
                     f'{sample.metainfo.get("seg_map_path", "a sample")} gave a tensor of shape {tuple(label.shape)}.'
                 )
         self._check_stride(labels[0].shape[-2:], self._map_size(feats))
@@ -279,7 +280,7 @@ class EoMTHead(BaseModule):
         return losses
 
     def predict(self, feats: Features, batch_img_metas: list[dict], test_cfg: ConfigType) -> Tensor:
-        """Class scores a pixel, called by the segmentor in ``whole`` and ``slide`` mode.
+        """Class scores per pixel, called by the segmentor in ``whole`` and ``slide`` mode.
 
         A class's score is the sum over queries of mask probability times class probability.
 
@@ -305,8 +306,8 @@ class EoMTHead(BaseModule):
         sides = [(side // self.patch_size, -(-side // self.patch_size)) for side in size]  # with and without padding
         if any(side not in fitting for side, fitting in zip(grid, sides)):
             raise ValueError(
-                f'The map at in_index={self.in_index} has {grid[0]}×{grid[1]} places for {size[0]}×{size[1]} pixels, which '
-                f'does not fit patch_size={self.patch_size}: set it to the stride of this map, {round(size[0] / grid[0])}.'
+                f'The map at in_index={self.in_index} has {grid[0]}×{grid[1]} positions for {size[0]}×{size[1]} pixels, '
+                f'which does not fit patch_size={self.patch_size}: set it to the stride of this map, {round(size[0] / grid[0])}.'
             )
 
     def _map_size(self, feats: Features) -> tuple[int, int]:

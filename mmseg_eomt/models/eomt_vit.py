@@ -28,8 +28,7 @@ class EoMTViT(BaseModule):
         num_joint_blocks: Last blocks that run in the head, together with the queries. Default: 4.
         out_indices: Blocks whose tokens are returned as maps, negative ones counted from the backbone's last.
             Default: (-1,).
-        with_cp: Whether training computes the blocks again in the backward pass, and holds but what goes in.
-            Default: False.
+        with_cp: Whether the blocks use activation checkpointing in training. Default: False.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` reads a public ViT or EoMT (path, URL or ``hf://owner/repo``,
             any of the formats of :mod:`mmseg_eomt.weights`) and fits names, patch size and grid. None starts from random
             weights. Default: None.
@@ -121,7 +120,7 @@ class EoMTViT(BaseModule):
             rope = self._rotary_embedding(grid, x.device)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         num_prefix = sum(token.shape[1] for token in prefix)
-        x = self.norm_pre(torch.cat((*prefix, x), dim=1))
+        x = self.norm_pre(torch.cat((*prefix, x), dim=1))  # (B, P + h·w, C)
 
         block_rope = None if rope is None else for_all_tokens(rope, x.shape[1])
         last = len(self.blocks) - 1
@@ -131,7 +130,9 @@ class EoMTViT(BaseModule):
             if i not in self.out_indices:
                 continue
             tokens = self.norm(x) if i == last else x
-            feature = tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
+            feature = (
+                tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
+            )  # (B, C, h, w), as the toolbox's heads take it
             if i == last and self.num_joint_blocks:
                 outs.append([feature, tokens[:, :num_prefix], *([] if rope is None else [rope])])
             else:

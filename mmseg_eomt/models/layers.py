@@ -18,7 +18,7 @@ def rotary_embedding(
     rescale: float | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Cosines and sines by which queries and keys of the patches are turned.
+    """Cosine and sine tables of the rotary position embedding.
 
     A patch is placed by its centre, from -1 to 1 over the image's height and width each, so that any grid has its positions.
 
@@ -36,13 +36,13 @@ def rotary_embedding(
     Source: DINOv3 (Siméoni et al., 2025), section 3.2.
     """
     rows, columns = ((torch.arange(side, device=device) + 0.5) / side * 2 - 1 for side in grid)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing='ij'), dim=-1).flatten(0, 1)
+    positions = torch.stack(torch.meshgrid(rows, columns, indexing='ij'), dim=-1).flatten(0, 1)
     if rescale is not None:
         limit = math.log(rescale)
-        places = places * torch.empty(1, device=device).uniform_(-limit, limit).exp()
+        positions = positions * torch.empty(1, device=device).uniform_(-limit, limit).exp()
     number = head_dim // 4
     frequencies = 1 / theta ** (torch.arange(number, device=device) / number)
-    angles = (2 * math.pi * places[..., None] * frequencies).flatten(1)
+    angles = (2 * math.pi * positions[..., None] * frequencies).flatten(1)
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -154,6 +154,7 @@ class Attention(nn.Module):
             Tokens (B, N, embed_dims).
         """
         B, N, C = x.shape
+        # (B, N, 3C) to (3, B, heads, N, d)
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         if qkv.device.type == 'cpu':
             qkv = qkv.contiguous()  # rows of one head side by side are read faster at 1024×1024, the copy included
@@ -260,7 +261,7 @@ def _added(x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
 
 
 def recomputed(again: bool, function: Callable, *args: object) -> Any:
-    """``function(*args)``; where ``again``, its inner results are computed anew in the backward pass instead of kept."""
+    """``function(*args)``, with activation checkpointing where ``again``."""
     if again and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)

@@ -40,10 +40,10 @@ class SemanticTargets:
         present.scatter_(1, labels.flatten(1), True)
         return cls(labels.int(), present[:, :num_classes], invalid.sum(), num_classes)
 
-    def corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def bilinear_corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """The four pixels around each point and their bilinear weights.
 
-        Places outside the image count as ignored, as zero padding of a mask does.
+        Positions outside the image count as ignored, as zero padding of a mask does.
 
         Args:
             points: (B, P, 2), x then y, from 0 to 1 across the image.
@@ -55,7 +55,7 @@ class SemanticTargets:
         scale = points.new_tensor((width, height))
         position = points * scale - 0.5
         low = position.floor()
-        share = position - low
+        fraction = position - low
         low = low.long()
         images = torch.arange(len(points), device=points.device)
         labels, weights = [], []
@@ -64,19 +64,21 @@ class SemanticTargets:
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             label = self.labels[images[:, None], y.clamp(0, height - 1), x.clamp(0, width - 1)]
             labels.append(label.masked_fill(~inside, self.num_classes))
-            weights.append((share[..., 0] if dx else 1 - share[..., 0]) * (share[..., 1] if dy else 1 - share[..., 1]))
+            weights.append(
+                (fraction[..., 0] if dx else 1 - fraction[..., 0]) * (fraction[..., 1] if dy else 1 - fraction[..., 1])
+            )
         return torch.stack(labels, 1).long(), torch.stack(weights, 1)
 
     def sample_all(self, points: Tensor) -> Tensor:
-        """Every class's mask at points (B, P, 2), one set an image: (B, num_classes, P)."""
-        labels, weights = self.corners(points)
+        """Every class's mask at points (B, P, 2), one set per image: (B, num_classes, P)."""
+        labels, weights = self.bilinear_corners(points)
         masks = weights.new_zeros(len(points), self.num_classes + 1, points.shape[1])
         for corner in range(4):
             masks.scatter_add_(1, labels[:, corner : corner + 1], weights[:, corner : corner + 1])
         return masks[:, : self.num_classes]
 
     def sample_each(self, images: Tensor, classes: Tensor, points: Tensor) -> Tensor:
-        """One class's mask a row, at points (N, P, 2), for ``images`` and ``classes`` (N,): (N, P)."""
+        """One class's mask per row, at points (N, P, 2), for ``images`` and ``classes`` (N,): (N, P)."""
         masks = (self.labels[images] == classes.int()[:, None, None]).to(points)
         return sample_maps(masks[:, None], points).squeeze(1)
 
@@ -128,7 +130,7 @@ def assign(costs: Tensor, targets: SemanticTargets) -> Tensor:
     """Hungarian matching of every layer and image, with one wait for the device.
 
     Args:
-        costs: (L, B, Q, K), one matrix a layer and image.
+        costs: (L, B, Q, K), one matrix per layer and image.
         targets: The images' targets; only classes that are present take part.
 
     Returns:
@@ -173,7 +175,7 @@ class MaskClassificationLoss(nn.Module):
         num_classes: K, without "no object".
         num_points: Points a mask is compared at.
         oversample_ratio: Candidates drawn for each point of the mask losses.
-        importance_sample_ratio: Share of the points taken where the prediction is least certain.
+        importance_sample_ratio: Fraction of the points taken where the prediction is least certain.
         class_weight: Weight of the class cross entropy.
         mask_weight: Weight of the mask cross entropy.
         dice_weight: Weight of the dice loss.
@@ -222,13 +224,13 @@ class MaskClassificationLoss(nn.Module):
         """Weighted losses of each layer.
 
         Args:
-            mask_logits: A layer each, (B, Q, h, w).
-            class_logits: A layer each, (B, Q, K + 1).
+            mask_logits: (B, Q, h, w) per layer.
+            class_logits: (B, Q, K + 1) per layer.
             targets: The label maps.
-            extent: Share of the maps' width and height that the image takes, where it was padded right and below.
+            extent: Fraction of the maps' width and height that the image takes, where it was padded right and below.
 
         Returns:
-            A dict a layer with scalars ``loss_cls``, ``loss_mask`` and ``loss_dice``. A batch without any labelled pixel
+            A dict per layer with scalars ``loss_cls``, ``loss_mask`` and ``loss_dice``. A batch without any labelled pixel
             gives mask losses of 0, still joined to the graph. The last dict holds ``matched_queries`` too, the mean number
             of an image's queries that have a mask to learn, the same for every layer; it is no loss, and lies on the CPU.
         """
@@ -295,7 +297,7 @@ class MaskClassificationLoss(nn.Module):
         scale: Tensor,
         points: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Unweighted mask cross entropy and dice of each layer, (L,) each, over the mean number of masks a process.
+        """Unweighted mask cross entropy and dice of each layer, (L,) each, over the mean number of masks per process.
 
         ``points`` (L · M, P, 2) replaces the sampled points.
         """
@@ -315,10 +317,11 @@ class MaskClassificationLoss(nn.Module):
         for some, image, label, place in zip(*(part.split(at_once) for part in (matched, images, classes)), placed):
             place = self.draw_points(some, scale) if place is None else place
             target = targets.sample_each(image, label, place)
-            logits = sample_maps(some[:, None], place * scale).squeeze(1)
+            logits = sample_maps(some[:, None], place * scale).squeeze(1)  # (n, P)
             cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none').mean(1)
             probability = logits.sigmoid()
             overlap = 2 * (probability * target).sum(1)
+            # the 1 above and below keeps masks without any pixel at the points defined, as in Mask2Former
             dice = 1 - (overlap + 1) / (probability.sum(1) + target.sum(1) + 1)
             rows.append(torch.stack((cross_entropy, dice)))
         cross_entropy, dice = torch.cat(rows, dim=1)

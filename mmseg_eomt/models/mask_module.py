@@ -32,7 +32,7 @@ class ScaleBlock(nn.Module):
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The transposed convolution as weight (4C, C) and bias (4C) of a linear layer: a place's four values in a row."""
+        """The transposed convolution as a linear layer: weight (4C, C) and bias (4C), a position's four values in a row."""
         return self.conv1.weight.permute(2, 3, 1, 0).flatten(0, 2), self.conv1.bias.repeat(4)
 
     def is_plain(self) -> bool:
@@ -54,7 +54,7 @@ class _Refine(torch.autograd.Function):
     """A scale block after its linear layer and, where queries are given, their dot product with the result.
 
     Autograd would keep four maps for the backward pass: before and after the GELU, before and after the norm. This keeps
-    the two from which GELU and norm follow in little time, and shuffles the four values of a place within
+    the two from which GELU and norm follow in little time, and shuffles the four values of a position within
     those two passes.
     """
 
@@ -107,7 +107,7 @@ class _Refine(torch.autograd.Function):
 
 
 def _activated(x: Tensor, channels: int) -> Tensor:
-    """GELU of an expanded map, the four values of each place side by side: (B, h, w, 4C) to (B, 2h, 2w, C)."""
+    """GELU of an expanded map, the four values of each position side by side: (B, h, w, 4C) to (B, 2h, 2w, C)."""
     B, h, w = x.shape[:3]
     out = x.new_empty(B, h, 2, w, 2, channels)
     torch.ops.aten.gelu.out(x.view(B, h, w, 2, 2, channels).permute(0, 1, 3, 2, 4, 5), out=out)
@@ -115,7 +115,7 @@ def _activated(x: Tensor, channels: int) -> Tensor:
 
 
 def _dot(queries: Tensor, maps: Tensor) -> Tensor:
-    """Dot product of each query (B, Q, C) with each place of the maps (B, h, w, C): (B, Q, h, w)."""
+    """Dot product of each query (B, Q, C) with each position of the maps (B, h, w, C): (B, Q, h, w)."""
     return torch.bmm(queries, maps.flatten(1, 2).transpose(1, 2)).unflatten(2, maps.shape[1:3])
 
 
@@ -151,7 +151,7 @@ def mask_head(embed_dims: int) -> nn.Sequential:
 class Upscale(nn.Sequential):
     """Scale blocks that bring patches to a quarter of the image's side or finer, and the queries' dot product with them.
 
-    For the backward pass two maps a block are kept in place of four. On a CPU, one image and some rows are computed at a
+    For the backward pass two maps per block are kept in place of four. On a CPU, one image and some rows are computed at a
     time, in memory that the allocator keeps at hand. The numbers are those of ``queries · blocks(patches)``;
     docs/performance.md has what it brings.
 

@@ -29,7 +29,7 @@ def pixel_scores(
         class_logits: (B, Q, K + 1); the last is "no object".
         padded_size: Rows and columns of pixels that the masks cover.
         size: Rows and columns of the image, from the upper left.
-        query_tolerance: Queries whose best class has a lower probability are left out of the image's sum. A score changes
+        query_tolerance: Queries whose best class has a lower probability are skipped in the image's sum. A score changes
             by no more than the sum of their best classes' probabilities, which is below Q · ``query_tolerance``.
             Default: 0, all queries.
 

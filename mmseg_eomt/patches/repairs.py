@@ -17,6 +17,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from mmseg_eomt.patches import patch
+
 # import name: (distributions that provide it, the usual one first; first version; first version that is too new)
 REQUIRED = {
     'torch': (('torch',), '2.6', '3'),
@@ -38,13 +40,14 @@ def apply() -> None:
         ImportError: If a package is missing, too old or too new, with the command that repairs it.
     """
     check_packages()
-    _place_ext_placeholder()
-    _allow_mmengine_globals()
-    _allow_cpu_processes()
-    _recompute_with_frozen_inputs()
-    _count_flops()
-    _draw_on_any_image()
-    _name_the_forks()
+    register_missing_ops()
+    register_log_history()
+    patch_distributed_cpu()
+    patch_activation_checkpointing()
+    patch_flop_count()
+    register_attention_flops()
+    register_visualizer()
+    register_forks()
 
 
 def check_packages() -> None:
@@ -83,7 +86,7 @@ class _MissingOps(types.ModuleType):
         return missing_op
 
 
-def _place_ext_placeholder() -> None:
+def register_missing_ops() -> None:
     """Let ``import mmseg.models`` pass without compiled ops.
 
     mmsegmentation 1.2.2 imports ``mmcv.ops`` at load, and that looks each op up in ``mmcv._ext``, which mmcv-lite lacks.
@@ -97,7 +100,7 @@ def _place_ext_placeholder() -> None:
     sys.modules[name] = module
 
 
-def _allow_mmengine_globals() -> None:
+def register_log_history() -> None:
     """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read mmengine's own checkpoints.
 
     They hold the log history: ``HistoryBuffer``, which pickles its statistics as ``getattr(HistoryBuffer, name)``, and NumPy
@@ -113,7 +116,7 @@ def _allow_mmengine_globals() -> None:
             raise TypeError(f'A checkpoint asks for {name!r} of {owner!r}: refused, only weights and log history are read.')
         return getattr(owner, name)
 
-    core = np._core if hasattr(np, '_core') else np.core
+    core = np._core if int(np.__version__.split('.')[0]) > 1 else np.core  # NumPy 1.26 has an empty _core
     dtypes = {type(np.dtype(kind)) for kind in '?bhilqBHILQefdU'}  # no objects, which would bring anything along
     torch.serialization.add_safe_globals(
         [
@@ -129,98 +132,120 @@ def _allow_mmengine_globals() -> None:
     )
 
 
-def _recompute_with_frozen_inputs() -> None:
+def patch_activation_checkpointing() -> None:
     """Let ``activation_checkpointing`` reach the adapters of the first blocks.
 
     mmengine calls PyTorch's ``checkpoint`` without ``use_reentrant``: an old default gives no gradients where no input needs
     one, as behind a frozen stem, and since PyTorch 2.9 the call is an error. Goes when mmengine passes ``False``.
     """
     from mmengine.runner import activation_checkpointing
-    from torch.utils.checkpoint import checkpoint
 
-    activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
+    patch(activation_checkpointing, 'checkpoint', _not_reentrant)
 
 
-def _allow_cpu_processes() -> None:
+def _not_reentrant(checkpoint: Callable) -> Callable:
+    return functools.partial(checkpoint, use_reentrant=False)
+
+
+def patch_distributed_cpu() -> None:
     """Let several processes train on a machine without a GPU, over gloo.
 
     mmengine's PyTorch and Slurm launchers set the CUDA device first, and hand DDP a device index, whatever the machine has.
     Goes when mmengine asks for the device. With a GPU nothing is done.
     """
-    import torch
     from mmengine.device import get_device
-    from mmengine.dist import utils as dist_utils
+    from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
-    if get_device() != 'cpu' or getattr(MMDistributedDataParallel, 'on_cpu', False):
-        return
+    if get_device() == 'cpu':
+        patch(utils, '_init_dist_pytorch', _over_gloo)
+        patch(utils, '_init_dist_slurm', _over_gloo)
+        patch(MMDistributedDataParallel, '__init__', _without_device)
 
-    def init_over_gloo(init: Callable, backend: str, **kwargs) -> None:
+
+def _over_gloo(init: Callable) -> Callable:
+    import torch
+
+    def init_over_gloo(backend: str, **kwargs) -> None:
         set_device, torch.cuda.set_device = torch.cuda.set_device, lambda device: None
         try:
             init('gloo', **kwargs)
         finally:
             torch.cuda.set_device = set_device
-        atexit.register(leave)
+        atexit.register(_leave_group)
 
-    def leave() -> None:
-        # nobody else does. A gloo thread that lets go of its last tensor while Python ends aborts a process whose work is
-        # done; the threads end with the last owner of the group, and the DDP model of a Runner, which is a cycle, is one
-        gc.collect()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-    wrap = MMDistributedDataParallel.__init__
-
-    def wrap_on_cpu(self, module: torch.nn.Module, *args, device_ids: list | None = None, **kwargs) -> None:
-        wrap(self, module, *args, **kwargs)
-
-    for name in ('_init_dist_pytorch', '_init_dist_slurm'):
-        setattr(dist_utils, name, functools.partial(init_over_gloo, getattr(dist_utils, name)))
-    MMDistributedDataParallel.__init__ = wrap_on_cpu
-    MMDistributedDataParallel.on_cpu = True
+    return init_over_gloo
 
 
-def _count_flops() -> None:
-    """Let the toolbox's ``get_flops`` run, and count attention.
+def _leave_group() -> None:
+    """Nobody else does. A gloo thread that lets go of its last tensor while Python ends aborts a process whose work is done.
 
-    mmsegmentation 1.2.2 gives mmengine the input and its shape, of which mmengine 0.10 takes one; and mmengine leaves out
-    ``scaled_dot_product_attention``, which it does not know. Goes when both are repaired.
+    The threads end with the last owner of the group, and the DDP model of a Runner, which is a cycle, is one.
+    """
+    import torch
+
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _without_device(init: Callable) -> Callable:
+    def init_on_cpu(self, module: Any, *args, device_ids: list | None = None, **kwargs) -> None:
+        init(self, module, *args, **kwargs)
+
+    return init_on_cpu
+
+
+def patch_flop_count() -> None:
+    """Let the toolbox's ``get_flops`` run.
+
+    mmsegmentation 1.2.2 gives mmengine the input and its shape, of which mmengine 0.10 takes one. Goes when it gives one.
     """
     from mmengine import analysis
+
+    patch(analysis, 'get_model_complexity_info', _of_input)
+
+
+def _of_input(get_complexity: Callable) -> Callable:
+    def complexity_of_input(model: Any, input_shape: Any = None, inputs: Any = None, **kwargs) -> dict:
+        return get_complexity(model, input_shape if inputs is None else None, inputs, **kwargs)
+
+    return complexity_of_input
+
+
+def register_attention_flops() -> None:
+    """Let FLOP counts include ``scaled_dot_product_attention``, which mmengine does not know. Goes when it does."""
     from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS
     from mmengine.analysis.jit_handles import get_shape
-    from mmengine.analysis.print_helper import get_model_complexity_info
-
-    def complexity_of_input(model: Any, input_shape: Any = None, inputs: Any = None, **kwargs) -> dict:
-        return get_model_complexity_info(model, input_shape if inputs is None else None, inputs, **kwargs)
 
     def attention_flops(inputs: list, outputs: list) -> int:
         queries, keys, values = (get_shape(tensor) for tensor in inputs[:3])
         return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])  # a multiplication with its sum is one
 
-    analysis.get_model_complexity_info = complexity_of_input
     _DEFAULT_SUPPORTED_FLOP_OPS['aten::scaled_dot_product_attention'] = attention_flops
 
 
-def _draw_on_any_image() -> None:
+def register_visualizer() -> None:
     """Let ``browse_dataset`` draw.
 
     It hands over a view of an image, channels first in memory, on which OpenCV refuses to write. Goes when mmsegmentation
     hands over a copy.
     """
     import numpy as np
+    from mmseg.registry import VISUALIZERS
     from mmseg.visualization import SegLocalVisualizer
 
-    draw = SegLocalVisualizer._draw_sem_seg
+    class CopyingVisualizer(SegLocalVisualizer):
+        """mmseg's, which draws on a copy."""
 
-    def draw_on_copy(self, image: np.ndarray, *args, **kwargs) -> np.ndarray:
-        return draw(self, np.ascontiguousarray(image), *args, **kwargs)
+        def add_datasample(self, name: str, image: np.ndarray, *args, **kwargs) -> None:
+            """Draw a sample."""
+            super().add_datasample(name, np.ascontiguousarray(image), *args, **kwargs)
 
-    SegLocalVisualizer._draw_sem_seg = draw_on_copy
+    VISUALIZERS.register_module(name='SegLocalVisualizer', module=CopyingVisualizer, force=True)
 
 
-def _name_the_forks() -> None:
+def register_forks() -> None:
     """Let configs inherit ``mmseg::…`` where ``onedl-mmsegmentation`` is installed: mmengine asks for ``mmsegmentation``.
 
     Goes when the forks name themselves.

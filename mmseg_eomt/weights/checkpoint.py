@@ -61,6 +61,14 @@ class Checkpoint:
         attached._metadata = {**getattr(state_dict, '_metadata', {}), TAG: self}
         return attached
 
+    def __reduce__(self) -> tuple:
+        """Saved beside its weights it is an empty dict: files hold plain values, as ``weights_only`` reads them."""
+        return OrderedDict, ()
+
+    def __deepcopy__(self, memo: dict) -> 'Checkpoint':
+        """Stay with a copy of the weights, as EMAHook makes one."""
+        return self
+
     @property
     def starts_training(self) -> bool:
         """Whether a new run starts from it, so that heads of another size may be randomly initialised."""

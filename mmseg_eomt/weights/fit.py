@@ -23,6 +23,7 @@ from mmseg_eomt.weights.checkpoint import (
 )
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict, is_gated
 
+ABSENT = 'absent'
 NUMBER = 'a number'  # for values that weights do not tell
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 
@@ -287,7 +288,7 @@ def _blocks_loaded(filled: StateDict, target: Target) -> str:
 
 
 def _shape(value: Tensor | None) -> object:
-    return 'absent' if value is None else tuple(value.shape)
+    return ABSENT if value is None else tuple(value.shape)
 
 
 def vit_names(module: nn.Module) -> dict[str, str]:
@@ -413,7 +414,7 @@ def compare(
     needed: Collection[str] | None = None,
     known: Collection[str] | None = None,
 ) -> dict[str, tuple[object, object]]:
-    """The names in which a checkpoint's state dict differs from a model's, with the shape in each, or ``'absent'``.
+    """The names in which a checkpoint's state dict differs from a model's, with the shape in each, or :data:`ABSENT`.
 
     Args:
         given: The checkpoint's.
@@ -434,6 +435,10 @@ def compare(
 
 def refuse(source: str, differing: dict[str, tuple[object, object]], cure: str, error: type[Exception] = ValueError) -> None:
     """Raise an error that lists what :func:`compare` found; none if that is nothing."""
-    if differing:
-        lines = [f'{name}: checkpoint {given}, model {own}' for name, (given, own) in differing.items()]
-        raise error(f'{source} does not fit the model in {len(lines)} weights: {cure}.\n  ' + '\n  '.join(lines))
+    if not differing:
+        return
+    lines = [f'{name}: checkpoint {given}, model {own}' for name, (given, own) in differing.items()]
+    missing, unknown = (sum(pair[i] == ABSENT for pair in differing.values()) for i in (0, 1))
+    counts = {'missing': missing, 'not in the model': unknown, 'of another shape': len(lines) - missing - unknown}
+    told = ', '.join(f'{count} {kind}' for kind, count in counts.items() if count)
+    raise error(f'{source} does not fit the model in {len(lines)} weights ({told}): {cure}.\n  ' + '\n  '.join(lines))

@@ -91,7 +91,7 @@ def test_a_model_that_refuses_a_checkpoint_of_adapters_is_as_it_was(small_config
     checkpoint = torch.load(lora, weights_only=True)
     checkpoint['state_dict'] = {name: value for name, value in checkpoint['state_dict'].items() if 'lora_B' not in name}
     torch.save(checkpoint, tmp_path / 'no_b.pth')
-    with pytest.raises(RuntimeError, match=r'no_b.pth lacks 8 of the \d+ weights'):
+    with pytest.raises(RuntimeError, match=r'no_b.pth does not fit .*8 missing'):
         load_checkpoint(model, str(tmp_path / 'no_b.pth'))
     assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == names
     assert not hasattr(model, 'peft_config')

@@ -65,7 +65,7 @@ def test_training_from_adapters_starts_with_a_new_class_head_where_the_classes_d
     config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     Runner.from_cfg(config).train()
     log = ''.join(capfd.readouterr())
-    assert 're-initialised: decode_head.class_head.weight: checkpoint (20, 32), model (6, 32)' in log
+    assert 'randomly initialised: decode_head.class_head.weight: checkpoint (20, 32), model (6, 32)' in log
 
 
 def test_merged_weights_are_not_put_under_adapters(small_config, base, lora, tmp_path):

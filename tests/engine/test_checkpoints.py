@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
-from mmengine.fileio import LocalBackend
+from mmengine.fileio import get_file_backend
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.resume import last_whole_checkpoint
@@ -93,14 +93,14 @@ def test_a_copied_run_does_not_delete_the_best_checkpoint_of_the_run_that_it_is_
 
 def test_whatever_the_toolbox_writes_to_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / 'iter_2.pth'
-    LocalBackend().put(b'old', path)
+    get_file_backend(path).put(b'old', path)
 
     def no_disk_space(*_):
         raise OSError('No space left on device')
 
     monkeypatch.setattr(os, 'replace', no_disk_space)
     with pytest.raises(OSError, match='No space left'):
-        LocalBackend().put(b'new', path)
+        get_file_backend(path).put(b'new', path)
     assert path.read_bytes() == b'old'
     assert [path.name for path in tmp_path.iterdir()] == ['iter_2.pth']
 

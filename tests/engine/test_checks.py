@@ -98,12 +98,12 @@ def test_a_target_without_a_match_is_warned_of(small_config, capfd):
 
 
 @pytest.mark.parametrize(('batch', 'accumulated', 'says'), [(4, 4, None), (2, 4, 'train_dataloader.batch_size=4')])
-def test_a_run_says_what_a_step_sees_and_warns_where_the_rates_are_for_another_batch(
+def test_a_run_says_its_effective_batch_size_and_warns_where_the_learning_rates_are_tuned_for_another(
     batch, accumulated, says, small_config, capsys
 ):
     changes = {'train_dataloader.batch_size': batch, 'optim_wrapper.accumulative_counts': accumulated}
     Runner.from_cfg(small_config(max_iters=4, auto_scale_lr=dict(enable=False, base_batch_size=4), **changes)).train()
     out = capsys.readouterr().out
-    assert f'An optimizer step sees {batch * accumulated} images' in out.replace('\n', ' ')
-    assert ('The rates are for 4 images an iteration' in out) == bool(says)
+    assert f'Effective batch size {batch * accumulated} = {batch} per GPU × 1 GPUs' in out.replace('\n', ' ')
+    assert ('Learning rates are tuned for 4 images per iteration' in out) == bool(says)
     assert says is None or says in out

@@ -6,7 +6,7 @@ import pytest
 from conftest import DATA
 from mmengine.runner import Runner
 
-from mmseg_eomt.engine.mask_annealing_hook import MaskAnnealingHook
+from mmseg_eomt.engine.schedules import MaskAnnealingHook
 from mmseg_eomt.models.eomt_head import EoMTHead
 
 

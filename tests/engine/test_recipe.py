@@ -12,7 +12,7 @@ from torch import nn
 
 from mmseg_eomt.adapters.config import lora_config
 from mmseg_eomt.adapters.inject import inject
-from mmseg_eomt.engine.optimizer import EoMTOptimWrapperConstructor
+from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor
 
 OPTIMIZER = dict(type='AdamW', lr=1e-4, weight_decay=0.05)
 

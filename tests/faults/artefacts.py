@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import random
-import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from mmseg.utils import register_all_modules
 from safetensors.torch import save_file
 
 from faults import forks
+from mmseg_eomt.cli import run_command
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
@@ -128,7 +128,7 @@ def tool(name: str, *args: object) -> str:
     sys.argv = [name, *map(str, args)]
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+        run_command(Path(name).stem)
     return text.getvalue()
 
 

@@ -156,9 +156,9 @@ def test_the_matched_queries_of_an_image_are_counted_and_are_no_loss():
 
 def test_a_label_that_is_no_class_stops_training_with_what_to_check():
     model = small_segmentor()
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    labels[0, 3] = 7
     with pytest.raises(ValueError, match=r'64 pixels of gt_sem_seg.*num_classes=5.*reduce_zero_label'):
-        labels = torch.zeros(1, 64, 64, dtype=torch.long)
-        labels[0, 3] = 7
         model.loss(torch.randn(1, 3, 64, 64), samples(labels))
 
 

@@ -84,7 +84,7 @@ def test_a_gated_model_runs_forward_and_backward():
         (dict(arch=dict(**SMALL_ARCH, depth=3)), 'takes'),
         (dict(arch=dict(**SMALL_ARCH, mlp='relu')), "'gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'"),
         (dict(arch=dict(**SMALL_ARCH, qkv_bias='kv')), "'qkv', 'qv' or ''"),
-        (dict(arch=dict(embed_dims=36, num_layers=4, num_heads=6, rope_theta=100.0)), 'multiple of 4 channels, got 6'),
+        (dict(arch=dict(embed_dims=36, num_layers=4, num_heads=6, rope_theta=100.0)), 'divisible by 4, got 6'),
         (dict(arch=dict(embed_dims=32, num_layers=4, num_heads=5)), 'must divide'),
         (dict(num_joint_blocks=4), 'from 0 to 3'),
         (dict(out_indices=(2,)), 'from -2 to 1'),

@@ -112,7 +112,11 @@ def test_gated_mlps_are_renamed(data, release):
             ARCH,
             r'lacks 2 weights: blocks.0.mlp.fc2.weight, ',
         ),
-        ({'patch_embed.proj.bias': None}, ARCH, r'in 1 weights:\s+patch_embed.proj.bias: checkpoint absent, model \(48,\)'),
+        (
+            {'patch_embed.proj.bias': None},
+            ARCH,
+            r'1 missing.*\s+patch_embed.proj.bias: checkpoint absent, model \(48,\)',
+        ),
         ({'blocks.1.norm1.bias': torch.zeros(7)}, ARCH, r'blocks.1.norm1.bias: checkpoint \(7,\), model \(48,\)'),
         ({'blocks.1.attn.q_bias': torch.zeros(48)}, ARCH, r'DINOv2 release.*blocks.1.attn.q_bias'),
         (dict(pos_embed=torch.zeros(1, 8, 48)), ARCH, 'position embedding for 7 patches, no square'),
@@ -143,11 +147,20 @@ def test_rotary_periods_of_a_file_tell_wrong_heads_and_another_base(tmp_path):
     EoMTViT(arch, 64, 4, num_joint_blocks=0, init_cfg=init_cfg).init_weights()
 
 
-def test_init_cfg_takes_a_checkpoint_and_nothing_else(release):
+def test_init_cfg_takes_the_part_that_prefix_names_and_refuses_one_that_is_not_there(release, tmp_path):
     init_cfg = release()
-    for wrong in (dict(init_cfg, prefix='backbone'), [dict(type='Xavier'), init_cfg]):
-        with pytest.raises(ValueError, match='nothing else'):
-            EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=wrong).init_weights()
+    weights = torch.load(init_cfg['checkpoint'], weights_only=True)
+    torch.save({f'student.{name}': value for name, value in weights.items()}, tmp_path / 'student.pth')
+    models = [
+        EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=cfg)
+        for cfg in (init_cfg, dict(init_cfg, checkpoint=str(tmp_path / 'student.pth'), prefix='student'))
+    ]
+    for model in models:
+        model.init_weights()
+    for one, other in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"dinov2_pretrain\.pth: No weights begin with 'backbone'"):
+        EoMTViT(ARCH, 64, num_joint_blocks=1, init_cfg=dict(init_cfg, prefix='backbone')).init_weights()
 
 
 def test_the_log_tells_what_was_loaded_adapted_left_out_and_made(release, capsys):
@@ -155,17 +168,22 @@ def test_the_log_tells_what_was_loaded_adapted_left_out_and_made(release, capsys
     EoMTViT(ARCH, 64, 16, num_joint_blocks=1, init_cfg=release()).init_weights()
     EoMTHead(19, ARCH, num_joint_blocks=1, init_cfg=release()).init_weights()
     lines = [re.sub(r'\S+/dinov2_pretrain.pth', 'FILE', line).strip() for line in capsys.readouterr().out.splitlines()]
-    told = [re.sub(r'^.*INFO - ', '', line) for line in lines if 'by local backend' not in line]
+    told = [re.sub(r'^.*INFO - ', '', line) for line in lines]
+    tables = [told[i : i + 5] for i, line in enumerate(told) if line.startswith('EoMT') and 'FILE' in line]
 
-    assert told == [
-        'EoMTViT: FILE (DINOv2 release)',
-        'loaded      19 tensors, blocks 0 to 0 of 2',
-        'adapted     patches 14 → 16 pixels; positions 37×37 → 4×4',
-        'left out    mask_token',
-        'newly made  nothing',
-        'EoMTHead: FILE (DINOv2 release)',
-        'loaded      16 tensors, blocks 1 to 1 of 2',
-        'adapted     nothing',
-        'left out    mask_token',
-        'newly made  query_embed; class_head; mask_head; upscale',
+    assert tables == [
+        [
+            'EoMTViT: FILE (DINOv2 release)',
+            'loaded                19 tensors, blocks 0 to 0 of 2',
+            'adapted               patches 14 → 16 pixels; positions 37×37 → 4×4',
+            'ignored               mask_token',
+            'randomly initialised  nothing',
+        ],
+        [
+            'EoMTHead: FILE (DINOv2 release)',
+            'loaded                16 tensors, blocks 1 to 1 of 2',
+            'adapted               nothing',
+            'ignored               mask_token',
+            'randomly initialised  query_embed; class_head; mask_head; upscale',
+        ],
     ]

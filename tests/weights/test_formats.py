@@ -138,7 +138,6 @@ def test_a_segmentors_split_of_the_blocks_can_be_changed():
         (lambda d: dict(a=torch.zeros(1)), r"in no format that is known here: it has \['a'\].*DINOv3 release"),
         (lambda d: [1, 2], 'it has list'),
         (lambda d: d | {'blocks.0.attn.q_norm.weight': torch.zeros(4)}, r'plain ViT of timm.*attn.q_norm.weight'),
-        (lambda d: d | {'blocks.0.attn.qkv.lora_A.default.weight': torch.zeros(4)}, 'adapter.py merge'),
     ],
 )
 def test_what_is_not_understood_is_refused_with_what_it_has(change, message):

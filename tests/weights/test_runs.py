@@ -73,10 +73,10 @@ def test_what_was_adapted_is_said_once(small_config, tmp_path, capsys, hooks):
 
     log = capsys.readouterr().out
     for line in (
-        'loaded      ',
-        'adapted     patches 8 → 16 pixels; positions 6×6 → 4×4; queries 5 → 12, they are repeated; joint blocks 3 → 2',
-        'left out    criterion.empty_weight; network.encoder.pixel_mean; network.encoder.pixel_std',
-        'newly made  class_head (133 classes in the checkpoint, 19 here)',
+        'loaded                ',
+        'adapted               patches 8 → 16 pixels; positions 6×6 → 4×4; queries 5 → 12, they are repeated; joint',
+        'ignored               criterion.empty_weight; network.encoder.pixel_mean; network.encoder.pixel_std',
+        'randomly initialised  class_head (133 classes in the checkpoint, 19 here)',
     ):
         assert log.count(line) == 1, line
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from server import COMMIT, serve
 
 from mmseg_eomt.weights.checkpoint import parse_checkpoint
 from mmseg_eomt.weights.formats import EOMT_DINOV3
-from mmseg_eomt.weights.sources import as_hub_name, check_hash
+from mmseg_eomt.weights.sources import as_hub_name, check_hub_hash
 
 
 def read(name: object) -> dict:
@@ -38,7 +37,7 @@ def weights() -> dict:
 
 def in_own_process(*names: object, **env: str) -> list[str]:
     env = {'PYTHONPATH': str(ROOT), 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DISABLE_XET': '1', **env}
-    lines = run_tool(sys.executable, Path(__file__).with_name('read_source.py'), *names, **env).stdout.splitlines()
+    lines = run_tool(Path(__file__).with_name('read_source.py'), *names, **env).stdout.splitlines()
     return [line for line in lines if line.startswith('read ') or 'Error: ' in line]
 
 
@@ -290,15 +289,15 @@ def test_a_file_of_the_hub_is_compared_once_and_again_when_it_has_changed(tmp_pa
         (tmp_path / name).write_bytes(content)
         (tmp_path / 'model.bin').unlink(missing_ok=True)
         (tmp_path / 'model.bin').symlink_to(tmp_path / name)
-        check_hash(tmp_path / 'model.bin')
+        check_hub_hash(tmp_path / 'model.bin')
 
         state = (tmp_path / name).stat()
         (tmp_path / name).write_bytes(content[::-1])
         os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns))
-        check_hash(tmp_path / 'model.bin')  # looks the same, and is not read
+        check_hub_hash(tmp_path / 'model.bin')  # looks the same, and is not read
         os.utime(tmp_path / name)
         with pytest.raises(ValueError, match=rf'model.bin is damaged: its sha\d+ is .* the Hub names {name}'):
-            check_hash(tmp_path / 'model.bin')
+            check_hub_hash(tmp_path / 'model.bin')
 
 
 def test_what_the_hub_has_not_or_does_not_give_is_one_sentence(hub):

@@ -1,4 +1,4 @@
-"""Label maps as pictures: overlays, legends and sheets of them."""
+"""Label maps as pictures: colours of classes, overlays, legends and sheets of them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,6 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = Sequence[int]
 MARGIN = 8
+
+
+def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
+    """Colours that are easy to tell apart: hues by the golden angle, two strengths in turn."""
+    hues = np.arange(num_colours) * 0.618034 % 1
+    channels = np.abs(hues[:, None] * 6 - np.array([3, 2, 4])) * np.array([1, -1, -1]) + np.array([-1, 2, 2])
+    strength = np.where(np.arange(num_colours) % 4 < 2, 230, 150)[:, None]
+    return [tuple(map(int, colour)) for colour in (0.15 + 0.85 * channels.clip(0, 1)) * strength]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour], opacity: float = 0.5) -> np.ndarray:

@@ -1,0 +1,49 @@
+"""What mmengine's Runner keeps to itself: the one file that reads or sets private attributes of it."""
+
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmseg_eomt.adapters.loading import unwrapped
+
+
+def segmentor_of(runner: Runner) -> nn.Module:
+    """The segmentor inside wrappers for DDP and test-time augmentation."""
+    return unwrapped(runner.model)
+
+
+def is_training(runner: Runner) -> bool:
+    """Whether ``Runner.train`` has begun: only it builds the optimizer."""
+    return isinstance(runner.optim_wrapper, OptimWrapper)
+
+
+def asked_to_resume(runner: Runner) -> bool:
+    """Whether the Runner resumes, whatever it is to do."""
+    return bool(runner._resume)
+
+
+def is_resuming(runner: Runner) -> bool:
+    """Whether this is a training run that goes on from a checkpoint."""
+    return asked_to_resume(runner) and is_training(runner)
+
+
+def checkpoint_path(runner: Runner) -> str | None:
+    """What the Runner loads or resumes: its ``load_from``, or what :func:`set_resume` has chosen."""
+    return runner._load_from
+
+
+def set_resume(runner: Runner, path: str | None) -> None:
+    """Let the Runner resume from a checkpoint; with None, start from its ``load_from``."""
+    runner._resume = path is not None
+    runner._load_from = path or runner._load_from
+
+
+def seed_of_config(runner: Runner) -> int | None:
+    """The seed that the config gives, which the Runner's own number may not be yet."""
+    return runner._randomness_cfg.get('seed')
+
+
+def set_seed(runner: Runner, seed: int) -> None:
+    """Seed all generators anew, as the Runner does when it resumes."""
+    runner._randomness_cfg.update(seed=seed)
+    runner.set_randomness(**runner._randomness_cfg)
