@@ -130,7 +130,7 @@ def test_mmengines_log_history_loads_with_weights_only(tmp_path):
 
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    with pytest.raises(OSError, match=r'could not be downloaded.*checkpoint of both model.backbone.init_cfg and'):
+    with pytest.raises(OSError, match=r'could not be downloaded.*path, for a ViT as model.vit.pretrained'):
         CheckpointLoader.load_checkpoint('http://127.0.0.1:9/dinov2.pth')
 
 
