@@ -139,7 +139,7 @@ def test_what_cannot_be_converted_is_refused_in_one_sentence(small_config, confi
         (tmp_path / 'vit.pth', 'there', ('mmseg',), 'is there already'),
         (lora, 'out', ('mmseg',), 'merge them first, with tools/adapter.py merge'),
         (tmp_path / 'none.pth', 'out', ('mmseg',), 'none.pth is not there'),
-        (base, 'out', ('hf',), 'weights do not tell the number of heads: give its config'),
+        (base, 'out', ('hf',), 'the number of heads cannot be inferred from weights: give its config'),
         (base, 'out', ('hf', '--config', configs[0]), 'num_layers=4, but arch asks for num_layers=5'),
         (base, 'out', ('hf', '--config', configs[1]), "mlp='quick_gelu'"),
     ):

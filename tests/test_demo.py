@@ -1,9 +1,11 @@
-"""tools/demo.py deletes its own earlier files, and nobody else's."""
+"""The demo deletes its own earlier files, and nobody else's."""
 
 import json
-import shutil
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +98,52 @@ def test_a_run_that_was_interrupted_can_be_started_again(demo, tmp_path, monkeyp
     demo()
 
 
+SLOW_TOOL = """
+import itertools, pathlib, sys, time
+folder = pathlib.Path('work_dirs/eomt_demo')
+folder.mkdir(exist_ok=True)
+for i in itertools.count():
+    (folder / f'iter_{i}.pth').write_text('half of a training')
+    print(f'Iter(train) {i}', flush=True)
+    time.sleep(0.05)
+"""
+
+
+def killed_demo(root: Path, number: int) -> None:
+    """A demo in ``root`` whose first command would write for ever, ended by a signal in its midst."""
+    (root / 'tools').mkdir()
+    (root / 'tools/make_street_scenes.py').write_text(SLOW_TOOL)
+    code = 'import pathlib, sys; from mmseg_eomt.commands import demo; demo.ROOT = pathlib.Path(sys.argv.pop()); demo.main()'
+    with subprocess.Popen([sys.executable, '-c', code, root], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(root.glob('work_dirs/eomt_demo/*'))) < 20:
+            time.sleep(0.05)
+        process.send_signal(number)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_demo_has_left_is_its_own_and_what_is_put_there_later_is_not(demo, tmp_path, number):
+    killed_demo(tmp_path, number)
+    time.sleep(0.5)
+    left = sorted(tmp_path.rglob('work_dirs/eomt_demo/*'))
+    own = tmp_path / 'work_dirs/eomt_demo/adapter.safetensors'
+    own.write_text('of the user')
+    now = time.time() + 60
+    os.utime(own, (now, now))
+    with pytest.raises(SystemExit, match=r'demo: work_dirs/eomt_demo/adapter\.safetensors would be deleted'):
+        demo()
+    assert len(left) >= 20 and sorted(tmp_path.rglob('work_dirs/eomt_demo/*.pth')) == left  # its command has ended, too
+    own.unlink()
+    demo()
+    assert [path.name for path in (tmp_path / 'work_dirs/eomt_demo').iterdir()] == ['iter_600.pth']
+
+
 @pytest.mark.parametrize(('argument', 'status'), [('--help', 0), ('configs/eomt_demo.py', 2)])
-def test_help_and_unknown_arguments_change_nothing(tmp_path, argument, status):
-    for name in ('mmseg_eomt', 'tools'):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+def test_help_and_unknown_arguments_change_nothing(demo, tmp_path, capsys, argument, status):
     own = tmp_path / 'work_dirs/eomt_demo/iter_600.pth'
     own.parent.mkdir(parents=True)
     own.write_text('of the user')
-    command = [sys.executable, tmp_path / 'tools/demo.py', argument]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == status and '--overwrite' in done.stdout + done.stderr
+    with pytest.raises(SystemExit) as ended:
+        demo(argument)
+    said = capsys.readouterr()
+    assert ended.value.code == status and '--overwrite' in said.out + said.err
     assert own.read_text() == 'of the user' and not (tmp_path / 'work_dirs/demo.log').exists()

@@ -212,7 +212,7 @@ def test_bad_files_are_named_together_and_can_be_left_out(init_dataset, tmp_path
     ids(0, 9).save(folder / 'd.png')
     (images / 'lone.jpg').write_bytes((images / 'b.jpg').read_bytes())
     log = init_dataset(images, folder, '--classes', 'road,car', check=False)
-    assert '1 images without a mask, left out: lone.jpg' in log
+    assert '1 images without a mask, skipped: lone.jpg' in log
     assert '4 of 6 images cannot be used' in log
     for line in ('a.jpg: the image cannot be read', 'b.png: the mask is an empty file', 'c.png: the mask is 20×10 pixels'):
         assert line in log

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as runner_checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.checkpoint import Checkpoint, check_noted, noted_arch
-from mmseg_eomt.weights.fit import fit_checkpoint, load_fitted
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949
@@ -93,7 +93,7 @@ def _digest(value: Tensor) -> str:
 
 
 def _numbers(value: Tensor) -> tuple[float, float]:
-    """Norm, and dot product with a fixed sequence that no two weights share a place of."""
+    """Norm, and dot product with a fixed sequence that no two weights share an element of."""
     flat = value.detach().cpu().flatten().float()
     rows = F.pad(flat, (0, -flat.numel() % ROW)).view(-1, ROW)  # products of rows first: fast, and little is rounded
     norm = rows.norm(dim=1).double().norm()
@@ -106,7 +106,7 @@ def _sequence(length: int) -> Tensor:
 
 
 def describe_base(model: nn.Module, names: Iterable[str], load_from: str | None) -> dict[str, Any]:
-    """What a checkpoint notes of the weights that it leaves out.
+    """What a checkpoint notes of the weights that it does not hold.
 
     Args:
         model: The model before it is adapted.
@@ -128,7 +128,7 @@ def describe_base(model: nn.Module, names: Iterable[str], load_from: str | None)
 
 
 def without_trained(base: dict[str, Any], trained: Iterable[str]) -> dict[str, Any]:
-    """The description less the parameters that are trained, and the statistics beside them."""
+    """The description without the parameters that are trained, and the statistics beside them."""
     trained = set(trained)
     parents = {name.rpartition('.')[0] for name in trained}
     kept = {
@@ -242,7 +242,7 @@ def _fill_sources(model: nn.Module, own: dict[str, dict], noted: dict[str, dict]
 
 
 def load_base(model: nn.Module, checkpoint: str) -> None:
-    """Load a checkpoint's base weights into a plain model; adapters that are in it are left out.
+    """Load a checkpoint's base weights into a plain model; its adapters are ignored.
 
     Raises:
         OSError: If it is not there.
@@ -254,7 +254,7 @@ def load_base(model: nn.Module, checkpoint: str) -> None:
     check_noted(noted_arch(loaded), arch_of(model), checkpoint)
     weights = {name.removeprefix('module.'): v for name, v in loaded.get('state_dict', loaded).items()}
     weights = {plain_name(name): value for name, value in weights.items() if not is_adapter(name)}
-    load_fitted(model, fit_checkpoint(model, Checkpoint(checkpoint, purpose='train').attach(weights)))
+    runner_checkpoint.load_state_dict(model, Checkpoint(checkpoint, purpose='train').attach(weights), logger='current')
     print_log(f'Base weights: {checkpoint}', logger='current')
 
 

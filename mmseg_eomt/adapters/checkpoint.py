@@ -1,4 +1,4 @@
-"""Checkpoints with adapters: what is noted in them, what they leave out, and how a model takes them."""
+"""Checkpoints with adapters: what is noted in them, what they do not hold, and how a model takes them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mmseg_eomt.adapters.names import (
     names_in_peft,
     plain_name,
     tuner_layers,
-    within,
+    is_in_modules,
 )
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
 from mmseg_eomt.weights.checkpoint import Checkpoint
@@ -226,19 +226,19 @@ def adapt(model: nn.Module, given: dict[str, Any], weights: dict[str, Tensor], s
         )
     config = config_for(given['peft'], weights, source) if given['peft'] else None
     if not given['complete']:
-        restore_base(model, given['base'], brought_by(weights), source)
+        restore_base(model, given['base'], base_names(weights), source)
     with peft_errors(source):
         matches = inject(model, config, given['trainable_modules'])
     layers = sum(len(names) for names in matches.values())
     print_log(f'Adapters in {layers} layers, as noted in the checkpoint', logger='current')
 
 
-def brought_by(state_dict: dict[str, Tensor]) -> set[str]:
+def base_names(state_dict: dict[str, Tensor]) -> set[str]:
     """A plain model's names of the weights in a state dict, ours or PEFT's."""
     return {plain_name(name.removeprefix('base_model.model.')) for name in state_dict}
 
 
-def completed(
+def fill_from_model(
     model: nn.Module,
     state_dict: dict[str, Tensor],
     prefix: str = '',
@@ -246,9 +246,9 @@ def completed(
     source: str = '',
     modules: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """A checkpoint's weights with what it left out, taken from the adapted model.
+    """A checkpoint's weights with what it does not hold, taken from the adapted model.
 
-    It may leave out the base. The adapters, frozen or not, and the modules trained beside them have to be there.
+    The base may be missing. The adapters, frozen or not, and the modules trained beside them have to be there.
 
     Args:
         model: The adapted model, its base restored.
@@ -303,7 +303,7 @@ def check_adapted(
 
 
 def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft: bool) -> set[str]:
-    """Entries of the adapters that a checkpoint is for; PEFT's format leaves out what PEFT makes again."""
+    """Entries of the adapters that a checkpoint is for; PEFT's format omits what PEFT makes again."""
     if from_peft:
         return set(names_in_peft(model).values())
     others = [
@@ -321,7 +321,7 @@ def _trained_beside(model: nn.Module, modules: Sequence[str]) -> set[str]:
     trained = {
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or (within(name, whole) and '.original_module.' not in name)
+        if parameter.requires_grad or (is_in_modules(name, whole) and '.original_module.' not in name)
     } - others
     parents = {name.rpartition('.')[0] for name in trained}
     return trained | {
@@ -344,10 +344,10 @@ def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor])
         check_note(given, model.peft_config.get('default'), source)
         if not given['complete']:
             check_same_base(model, given, source)
-        return completed(model, state_dict, modules=given['trainable_modules'])
+        return fill_from_model(model, state_dict, modules=given['trainable_modules'])
     with unchanged_on_error(model):
         adapt(model, given, state_dict, source)
-        return completed(model, state_dict, modules=given['trainable_modules'])
+        return fill_from_model(model, state_dict, modules=given['trainable_modules'])
 
 
 def check_same_base(model: nn.Module, given: dict[str, Any], source: str = 'The checkpoint') -> None:

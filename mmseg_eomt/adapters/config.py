@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OLDEST_PEFT = '0.18'
 ATTENTION_WEIGHT = 'in_proj_weight'  # of PyTorch's own attention: a parameter, in no layer of its own
 
-# What may differ between a checkpoint and the model that takes it: where adapters sit is told by their tensors, dropout
+# What may differ between a checkpoint and the model that takes it: where adapters sit is seen from their tensors, dropout
 # makes no other model, first values only where they change the base (see differences), and the rest is bookkeeping.
 _MAY_DIFFER = {
     *('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save'),
@@ -48,7 +48,7 @@ def lora_config(
         lora_dropout: Dropout in front of an adapter, from 0 to below 1.
         target_modules: Last parts of the names of the layers to adapt; ``'in_proj_weight'``, of queries, keys and values in
             PyTorch's own attention, is one of PEFT's ``target_parameters``.
-        exclude_modules: Last parts of names that are left out all the same.
+        exclude_modules: Last parts of names that are excluded all the same.
         others: Further fields of ``LoraConfig``, such as ``use_dora=True``.
 
     Raises:
@@ -90,7 +90,7 @@ def peft_config(
     Args:
         config_class: Name of PEFT's config class, such as ``'LoHaConfig'``.
         target_modules: Last parts of the names of the layers to adapt.
-        exclude_modules: Last parts of names that are left out all the same.
+        exclude_modules: Last parts of names that are excluded all the same.
         expression: A regular expression for whole names, in place of ``target_modules``. Default: None.
         others: Further fields of the class.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_wrapper, tuner_layers, within
+from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_wrapper, tuner_layers, is_in_modules
 from mmseg_eomt.weights.fit import compare, refuse
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
     Args:
         model: Any module.
         config: PEFT's config (see :func:`~.config.lora_config`).
-        trainable_modules: Modules that are trained whole, in which no layer is adapted.
+        trainable_modules: Modules that are fully trained, in which no layer is adapted.
 
     Returns:
         A list for each target; where the config's target is a regular expression, one list under it.
@@ -88,7 +88,7 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
     """
     if tuner_layers(model):
         raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
-    whole = modules_trained_whole(model, config, trainable_modules)
+    whole = fully_trained_modules(model, config, trainable_modules)
     matches = match_targets(model, config, whole) if config else {}
     _refuse_shared(model, matches)
     for parameter in model.parameters():
@@ -101,19 +101,19 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
             inject_adapter_in_model(_fitted(model, config, whole), model)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
-        settle(model)
+        sync_new_layers(model)
     num_trained = 0
     for name, parameter in model.named_parameters():
-        if within(name, whole) and parameter.is_floating_point():
+        if is_in_modules(name, whole) and parameter.is_floating_point():
             parameter.requires_grad = True
         num_trained += parameter.requires_grad
     if not num_trained:
         raise ValueError('Nothing is left to train: give target_modules, trainable_modules or both.')
-    model.register_load_state_dict_pre_hook(_fit_weights)
+    model.register_load_state_dict_pre_hook(_remap_to_base_layers)
     return matches
 
 
-def settle(model: nn.Module) -> None:
+def sync_new_layers(model: nn.Module) -> None:
     """Put right what PEFT has just added to a model.
 
     Its parts start in training's mode and take that of what they were added to, and they are used where a weight is read.
@@ -140,7 +140,7 @@ def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
                 raise ValueError(f'{" and ".join(shared)} are one layer, of which only one would be adapted: leave it out.')
 
 
-def modules_trained_whole(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str]) -> list[str]:
+def fully_trained_modules(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str]) -> list[str]:
     """Full names of ``trainable_modules`` and of the config's ``modules_to_save``.
 
     Raises:
@@ -184,9 +184,9 @@ def _ends_with(name: str, part: str) -> bool:
 
 
 def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'PeftConfig':
-    """A copy that leaves out, by full name, what this model cannot use adapters in.
+    """A copy that excludes, by full name, what this model cannot use adapters in.
 
-    Those are the layers in modules that are trained whole, and the layers of PyTorch's own attention, whose weights it reads
+    Those are the layers in modules that are fully trained, and the layers of PyTorch's own attention, whose weights it reads
     without calling them. The targets stay as they are: PEFT skips ``layers_to_transform`` for full names.
     """
     parts = getattr(config, 'exclude_modules', None) or ()
@@ -207,19 +207,19 @@ def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'Pe
         name
         for name, _ in model.named_modules()
         if (isinstance(targets, str) or any(_ends_with(name, target) for target in targets))
-        and (name in in_attention or within(name, whole) or any(_ends_with(name, part) for part in parts))
+        and (name in in_attention or is_in_modules(name, whole) or any(_ends_with(name, part) for part in parts))
     ] or None
     return config
 
 
 def _matched_parameters(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> dict[str, list[str]]:
     """Full names of the parameters that each of the config's ``target_parameters`` matches, outside of ``whole``."""
-    names = [name for name, _ in model.named_parameters() if not within(name, whole)]
+    names = [name for name, _ in model.named_parameters() if not is_in_modules(name, whole)]
     targets = sorted(getattr(config, 'target_parameters', None) or ())
     return {target: [name for name in names if _ends_with(name, target)] for target in targets}
 
 
-def _fit_weights(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+def _remap_to_base_layers(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Send a plain checkpoint's weights to the base layers, and refuse adapters that differ from the model's."""
     own = adapter_names(model)
     given = [name for name in state_dict if is_adapter(name) or name.removeprefix(prefix) in own]

@@ -8,7 +8,7 @@ from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tun
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.checkpoint import ARCH_NOTE, UNKNOWN_SOURCE, Checkpoint, check_noted
 from mmseg_eomt.weights.checkpoint_io import check_kinds, naming
-from mmseg_eomt.weights.fit import check_parts, eomt_parameters, fit_checkpoint
+from mmseg_eomt.weights.fit import check_eomt_parameters, eomt_parameters, fit_checkpoint
 
 
 def prepare_state_dict(module: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def _fitted(model: nn.Module, state_dict: dict[str, Tensor], checkpoint: Checkpo
         raise RuntimeError('The checkpoint has its adapters merged in, and the model has some too: build a plain one.')
     if not adapters:
         own, given = ({plain_name(name): v for name, v in part.items()} for part in (_base_of(model), state_dict))
-        check_parts(own, given, checkpoint.source, checkpoint.starts_training)
+        check_eomt_parameters(own, given, checkpoint.source, checkpoint.starts_training)
     return state_dict
 
 

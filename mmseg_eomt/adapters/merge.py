@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import tuner_layers, whole_modules
+from mmseg_eomt.adapters.names import tuner_layers, trained_modules
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
@@ -15,7 +15,7 @@ def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
     Args:
         model: An adapted model.
         weights: A factor for each adapter that is to be mixed in, by name: every weight becomes the base's plus the sum of
-            the adapters' changes times their factors, also in modules that were trained whole. Default: the active adapter
+            the adapters' changes times their factors, also in modules that were fully trained. Default: the active adapter
             as it is.
 
     Raises:
@@ -55,7 +55,7 @@ def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
     unknown = [name for name in weights if name not in model.peft_config]
     if unknown:
         raise ValueError(f'The model has no adapters {unknown}, but {list(model.peft_config)}.')
-    if whole_modules(model):
+    if trained_modules(model):
         raise ValueError(
             'Modules of the model were trained in place, so that their base is not here to mix from: load each adapter from '
             'its folder with load_adapter.'

@@ -27,7 +27,7 @@ _IN_NO_LAYER = ('SHADOW',)  # a network beside the model: words such as shadow_u
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a name in a state dict is that of an adapter's parameter, as far as a name can tell."""
+    """Whether a name in a state dict is that of an adapter's parameter, as far as a name can show."""
     return not _parameter_names().isdisjoint(name.split('.'))
 
 
@@ -91,13 +91,13 @@ def plain_name(name: str) -> str:
     return re.sub(r'\.(base_layer|original_module)(?=\.|$)', '', name)
 
 
-def within(name: str, modules: Iterable[str]) -> bool:
+def is_in_modules(name: str, modules: Iterable[str]) -> bool:
     """Whether a module or parameter is one of the modules or inside one."""
     return any(name == module or name.startswith(f'{module}.') for module in modules)
 
 
-def whole_modules(model: nn.Module) -> list[str]:
-    """The largest modules that are trained whole, beside adapters."""
+def trained_modules(model: nn.Module) -> list[str]:
+    """The largest modules that are fully trained, beside adapters."""
     layers = tuner_layers(model)
 
     def visit(name: str, module: nn.Module) -> list[str]:
@@ -128,7 +128,7 @@ def peft_names(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
     """
     names = {name: f'{PREFIX}{new}' for new, name in names_in_peft(model, adapter).items()}
     state = model.state_dict()
-    for module in whole_modules(model):
+    for module in trained_modules(model):
         alike = [name for name, _ in model.named_modules() if name.endswith(module) and name != module]
         if alike:
             raise ValueError(f'PEFT finds modules by how their names end, and would take {alike[0]} for {module} too.')

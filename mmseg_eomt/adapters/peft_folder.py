@@ -17,7 +17,7 @@ from mmseg_eomt.adapters.checkpoint import (
     check_note,
     check_same_base,
     check_types,
-    completed,
+    fill_from_model,
 )
 from mmseg_eomt.adapters.config import (
     as_values,
@@ -28,7 +28,7 @@ from mmseg_eomt.adapters.config import (
     peft_errors,
     read_config,
 )
-from mmseg_eomt.adapters.inject import settle, unchanged_on_error
+from mmseg_eomt.adapters.inject import sync_new_layers, unchanged_on_error
 from mmseg_eomt.adapters.names import (
     PREFIX,
     adapter_names,
@@ -36,7 +36,7 @@ from mmseg_eomt.adapters.names import (
     peft_names,
     plain_name,
     tuner_layers,
-    whole_modules,
+    trained_modules,
 )
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.checkpoint import check_noted, noted_arch
@@ -86,7 +86,7 @@ def save_adapter(
         raise ValueError(
             f'{folder} is there already, and is no folder of an adapter, which would be replaced: name another.'
         )
-    names, whole = peft_names(model, name), whole_modules(model)
+    names, whole = peft_names(model, name), trained_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {new: weights[old].detach().clone() for old, new in names.items()}
     config = copy.copy(model.peft_config[name])
@@ -224,7 +224,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         if name != 'default':
             raise ValueError(f'The model has an adapter {name!r} already: give that of {source} another name.')
         check_note(given, present[name], source)
-        model.load_state_dict(completed(model, weights, source=source, modules=given['trainable_modules']))
+        model.load_state_dict(fill_from_model(model, weights, source=source, modules=given['trainable_modules']))
         return
     config = config_for(given['peft'], weights, source)
     config.modules_to_save = given['trainable_modules'] or None
@@ -245,7 +245,7 @@ def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], 
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         inject_adapter_in_model(config, model, adapter_name=name)
         cast_adapter_dtype(model, name)
-        settle(model)
+        sync_new_layers(model)
     weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
     state, names = model.state_dict(), names_in_peft(model, name)
     needed = {old: new for new, old in names.items()}.values()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.names import within
+from mmseg_eomt.adapters.names import is_in_modules
 from mmseg_eomt.models.layers import KeyBiasFreeLinear
 
 PRECISIONS = ('fp32', 'bf16', '8bit', '4bit')
@@ -43,8 +43,8 @@ def reduce_precision(model: nn.Module, precision: str, trainable_modules: Sequen
         (name, module)
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, KeyBiasFreeLinear)
-        and not within(name, trainable_modules)
-        and not within(name, attentions)
+        and not is_in_modules(name, trainable_modules)
+        and not is_in_modules(name, attentions)
     ]
     for name, layer in layers:
         parent, _, child = name.rpartition('.')

@@ -21,12 +21,12 @@ def summarise(
     Args:
         model: The model after :func:`~mmseg_eomt.adapters.inject.inject`.
         matches: What it returned.
-        left_out: Names of the weights that checkpoints leave out. Default: none.
+        left_out: Names of the weights that checkpoints do not hold. Default: none.
         optimizer_states: Numbers that the optimizer keeps for each trained parameter. Default: 2, as AdamW does.
         full: Whether every trained parameter and every adapted layer is listed. Default: False.
 
     Returns:
-        Lines with every trainable group and its number of parameters, the totals, the share that is trained, the estimated
+        Lines with every trainable group and its number of parameters, the totals, the trainable fraction, the estimated
         sizes of adapters, optimizer state and checkpoint, and the number of layers that each target matched.
     """
     adapters = set(adapter_names(model))

@@ -1,23 +1,28 @@
-"""The whole way on made data: train a small EoMT by day, adapt it to dusk with LoRA, evaluate before and after.
+"""End-to-end demo on synthetic data: train a small EoMT by day, adapt it to dusk with LoRA, evaluate before and after.
 
     python tools/demo.py [--overwrite]
 
 It runs the commands that a user would (tools/make_street_scenes.py, tools/train.py, tools/test.py), each printed before it
-runs, and writes work_dirs/demo.png. A second run starts over: it deletes what the first has made. Where there is anything
-else in the demo's folders, such as adapters exported to them or a checkpoint of another training, it stops before it changes
-a file; --overwrite lets it go on.
+runs, and writes work_dirs/demo.png. A second run starts over: it deletes what the first has made, even if that was killed.
+Where there is anything else in the demo's folders, such as adapters exported to them or a checkpoint of another training, it
+stops before it changes a file; --overwrite lets it go on.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -37,37 +42,47 @@ LOG = WORK_DIRS / 'demo.log'
 MADE = WORK_DIRS / 'demo.json'  # sizes and times of the files that the demo has made
 SHOWN = re.compile(r'scenes in|Iter\(|Adapted model|^  \w.*(\d|% of all parameters train)$|layers a target|estimated sizes')
 MIN_GAIN = 15.0
+GRACE = 2 * 10**9  # nanoseconds around the times that are noted each second
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def run(title: str, *args: object) -> None:
     """Run a command of this repository and show what matters of its output; all of it goes to the log.
 
-    If the command fails, its last lines are printed and the demo ends with status 1. Its files are noted as the demo's.
+    If the command fails, its last lines are printed and the demo ends with status 1.
     """
-    try:
-        status, last = run_shown(title, [sys.executable, *map(str, args)])
-    finally:
-        note_files()
+    status, last = run_shown(title, [sys.executable, *map(str, args)])
     if status:
         sys.exit(f'{"".join(last)}\ndemo: "{title}" failed with status {status}; the whole output is in {LOG}.')
 
 
 def run_shown(title: str, command: list[str]) -> tuple[int, deque[str]]:
-    """Status and last lines of a command that is run."""
+    """Status and last lines of a command that is run; it ends with the demo, however that ends."""
     header = f'\n=== {title}\n$ {shlex.join(["python", *command[1:]])}'
     print(header, flush=True)
     last = deque(maxlen=25)
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with (
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        subprocess.Popen(command, cwd=ROOT, preexec_fn=end_with_parent, **output) as process,
         (ROOT / LOG).open('a', encoding='utf-8') as log,
     ):
         log.write(header + '\n')
-        for line in process.stdout:
-            log.write(line)
-            last.append(line)
-            if SHOWN.search(line):
-                print(line.rstrip()[:110], flush=True)
+        try:
+            for line in process.stdout:
+                log.write(line)
+                last.append(line)
+                if SHOWN.search(line):
+                    print(line.rstrip()[:110], flush=True)
+        except BaseException:
+            process.kill()
+            raise
     return process.returncode, last
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when its parent ends: a killed demo's training would write on."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def folders() -> list[Path]:
@@ -83,19 +98,53 @@ def files_there() -> dict[str, list[int]]:
     return {file.relative_to(ROOT).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
-def note_files() -> None:
+@contextmanager
+def noting_files() -> Iterator[None]:
+    """Note that the files which are made meanwhile are the demo's: once it ends, on SIGTERM too.
+
+    If it is killed, that it was running is noted: since when, and by the note's own time, until when.
+    """
+    note_files(running=time.time_ns())
+    ended = threading.Event()
+    clock = threading.Thread(target=keep_time, args=(ended,), daemon=True)
+    clock.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ended.set()
+        clock.join()
+        note_files()
+
+
+def keep_time(ended: threading.Event) -> None:
+    """Keep the note's time up to date."""
+    while not ended.wait(1):
+        os.utime(ROOT / MADE)
+
+
+def note_files(**running: int) -> None:
     """Write down that the files which are there are the demo's."""
     with whole_file(ROOT / MADE) as path:
-        path.write_text(json.dumps(files_there(), indent=0), encoding='utf-8')
+        path.write_text(json.dumps(files_there() | running, indent=0), encoding='utf-8')
+
+
+def files_of_others() -> list[str]:
+    """Files that a demo deletes or replaces, and that no earlier one has made as they are."""
+    try:
+        made = json.loads((ROOT / MADE).read_text(encoding='utf-8'))
+        last = (ROOT / MADE).stat().st_mtime_ns + GRACE
+    except (OSError, ValueError):
+        made, last = {}, 0
+    first = made['running'] - GRACE if 'running' in made else last + 1  # 'running' is left by a demo that was killed
+    there = files_there()
+    return [name for name, state in there.items() if made.get(name) != state and not first <= state[1] <= last]
 
 
 def start_over(overwrite: bool) -> None:
     """Delete what an earlier demo has made; end where that would touch files of others, unless they may be overwritten."""
-    try:
-        made = json.loads((ROOT / MADE).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        made = {}
-    others = [name for name, state in files_there().items() if made.get(name) != state]
+    others = files_of_others()
     if others and not overwrite:
         more = f' and {len(others) - 1} other files' if len(others) > 1 else ''
         sys.exit(
@@ -152,9 +201,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--overwrite', action='store_true', help="go on where others' files are in the demo's folders")
-    overwrite = parser.parse_args(argv).overwrite
+    start_over(parser.parse_args(argv).overwrite)
+    with noting_files():
+        gain = run_all()
+    if gain < MIN_GAIN:
+        sys.exit(f'demo: LoRA gained {gain:.1f} points of mIoU, less than the {MIN_GAIN:.0f} expected.')
+
+
+def run_all() -> float:
+    """Run the six steps and print what came of them; the gain in points of mIoU."""
     start = time.time()
-    start_over(overwrite)
     base, lora = WORK_DIRS / BASE / 'iter_600.pth', WORK_DIRS / LORA / 'iter_200.pth'
     run('1/6 Draw street scenes by day and at dusk', 'tools/make_street_scenes.py', SCENES, '--train', 96, '--val', 24)
     run('2/6 Train a small model by day', 'tools/train.py', f'configs/{BASE}.py')
@@ -164,7 +220,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print('\n=== 6/6 Draw the predictions', flush=True)
     predictions = (ROOT / WORK_DIRS / f'{name}_on_dusk' / 'predictions' for name in (BASE, LORA))
     draw(*predictions, ROOT / PICTURE)
-    note_files()
 
     count, size = adapter_size(ROOT / lora)
     print(f'\nmIoU at dusk before LoRA  {before:5.2f} %')
@@ -173,5 +228,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'picture                   {PICTURE}')
     print(f'log                       {LOG}')
     print(f'time                      {time.time() - start:.0f} s')
-    if after - before < MIN_GAIN:
-        sys.exit(f'demo: LoRA gained {after - before:.1f} points of mIoU, less than the {MIN_GAIN:.0f} expected.')
+    return after - before

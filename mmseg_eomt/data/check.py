@@ -20,7 +20,7 @@ from mmseg.registry import HOOKS
 from tqdm import tqdm
 
 from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
-from mmseg_eomt.data.masks import describe_turned, ids_of, read_pair
+from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
 SPLITS = ('train', 'val', 'test')
@@ -94,7 +94,7 @@ def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
         return f'{mask}: the mask holds colours, not class ids (tools/init_dataset.py makes ids of them)'
     if 1 in values.shape:
         return f'{mask}: the mask has a side of one pixel, and the toolbox reads no such masks'
-    ids = ids_of(values)
+    ids, _ = count_values(values)
     if not (ids == ids.round()).all():
         return f'{mask}: the mask holds numbers with fractions ({values.dtype}), not class ids'
     unknown = rule.unknown(ids)

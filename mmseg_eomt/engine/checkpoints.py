@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
 
-from mmseg_eomt.engine.runner_state import asked_to_resume, checkpoint_path
+from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming
 from mmseg_eomt.engine.schedules import accumulative_counts
 from mmseg_eomt.whole import whole_file
 
@@ -195,7 +195,7 @@ class RandomStateHook(Hook):
         Raises:
             ValueError: If it is damaged.
         """
-        if not asked_to_resume(runner) or RANDOM_STATE not in checkpoint:
+        if not is_resuming(runner) or RANDOM_STATE not in checkpoint:
             return
         states = checkpoint[RANDOM_STATE]
         try:

@@ -17,7 +17,7 @@ from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checkpoints import RandomStateHook, save_between_steps
 from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.engine.resume import check_fits_run, check_resumable
-from mmseg_eomt.engine.runner_state import asked_to_resume, checkpoint_path, is_resuming, is_training, segmentor_of
+from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming, is_training, segmentor_of
 from mmseg_eomt.engine.schedules import MaskAnnealingHook, accumulative_counts
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.models.eomt_head import EoMTHead
@@ -62,8 +62,7 @@ def begin_training(runner: Runner) -> None:
         runner.logger.warning(
             'Masked attention stays on for the whole run; evaluation uses none. Add MaskAnnealingHook to custom_hooks.'
         )
-    started = checkpoint_path(runner) or asked_to_resume(runner)
-    if not (started or pretrained_sources(model) or tuner_layers(model)):
+    if not (checkpoint_path(runner) or is_resuming(runner) or pretrained_sources(model) or tuner_layers(model)):
         runner.logger.warning('Neither init_cfg nor load_from names a checkpoint: the model starts from random weights.')
     save_between_steps(runner)
 

@@ -6,9 +6,9 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmseg_eomt.adapters.base_weights import describe_base, restore_base, watch_loading
-from mmseg_eomt.adapters.checkpoint import UNKNOWN_BASE, brought_by, check_note, note_of, weights_of
+from mmseg_eomt.adapters.checkpoint import UNKNOWN_BASE, base_names, check_note, note_of, weights_of
 from mmseg_eomt.adapters.config import changes_base
-from mmseg_eomt.adapters.names import within
+from mmseg_eomt.adapters.names import is_in_modules
 from mmseg_eomt.engine.resume import check_resumable
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming, is_training, segmentor_of
 
@@ -32,7 +32,7 @@ def read_start(runner: Runner) -> Start | None:
         return None
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger=runner.logger)
     check_resumable(runner, checkpoint)
-    return Start(note_of(checkpoint), brought_by(weights_of(checkpoint)), bool((checkpoint.get('meta') or {}).get('merged')))
+    return Start(note_of(checkpoint), base_names(weights_of(checkpoint)), bool((checkpoint.get('meta') or {}).get('merged')))
 
 
 def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str], precision: str) -> dict[str, Any]:
@@ -47,17 +47,15 @@ def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str
 
     Returns:
         The description of the base that checkpoints note (:func:`~mmseg_eomt.adapters.base_weights.describe_base`).
-
-    Raises:
-        OSError: If a file of the base is not there.
-        ValueError: If the checkpoint was trained with other adapters, or on another base.
     """
     model, path, given = segmentor_of(runner), checkpoint_path(runner), start and start.note
     if is_resuming(runner) and start is not None and given is None and config.target_modules:
         raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
     base = noted_base(runner, config, given, precision) if given is not None else UNKNOWN_BASE
     if given is not None and not given['complete']:
-        trained = {name for name, _ in model.named_parameters() if within(name, whole)} if is_training(runner) else set()
+        trained = (
+            {name for name, _ in model.named_parameters() if is_in_modules(name, whole)} if is_training(runner) else set()
+        )
         restore_base(model, base, start.brought | trained, path)
         return base
     if not is_training(runner) or (is_resuming(runner) and start is not None):
@@ -68,7 +66,7 @@ def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str
             load_now(runner)
     if given is not None:
         return base
-    frozen = [name for name, _ in model.named_parameters() if not within(name, whole)]
+    frozen = [name for name, _ in model.named_parameters() if not is_in_modules(name, whole)]
     absent = [name for name in frozen if name not in loaded]
     if absent:
         runner.logger.warning(

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_eomt.adapters.base_weights import without_trained
-from mmseg_eomt.adapters.checkpoint import completed, note, note_of
+from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
-from mmseg_eomt.adapters.inject import inject, modules_trained_whole
+from mmseg_eomt.adapters.inject import inject, fully_trained_modules
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
@@ -123,7 +123,7 @@ class LoRAHook(Hook):
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
         config = self.make_config()
-        whole = modules_trained_whole(model, config, self.trainable_modules)
+        whole = fully_trained_modules(model, config, self.trainable_modules)
         base = bring_base(runner, config, start, whole, self.base_precision)
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, whole)
@@ -159,9 +159,9 @@ class LoRAHook(Hook):
         if note_of(checkpoint) is None or 'state_dict' not in checkpoint:
             return
         model, new_run = segmentor_of(runner), is_training(runner) and not is_resuming(runner)
-        checkpoint['state_dict'] = completed(model, checkpoint['state_dict'], new_run=new_run)
+        checkpoint['state_dict'] = fill_from_model(model, checkpoint['state_dict'], new_run=new_run)
         if 'ema_state_dict' in checkpoint:
-            checkpoint['ema_state_dict'] = completed(model, checkpoint['ema_state_dict'], 'module.', new_run)
+            checkpoint['ema_state_dict'] = fill_from_model(model, checkpoint['ema_state_dict'], 'module.', new_run)
 
 
 def check_runner(runner: Runner, own: LoRAHook) -> None:

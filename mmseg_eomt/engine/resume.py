@@ -11,15 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmseg_eomt.engine.runner_state import (
-    asked_to_resume,
-    checkpoint_path,
-    is_resuming,
-    seed_of_config,
-    segmentor_of,
-    set_resume,
-    set_seed,
-)
+from mmseg_eomt.engine.runner_state import asked_to_resume, checkpoint_path, is_resuming, segmentor_of, set_resume, set_seed
 from mmseg_eomt.engine.schedules import TwoWarmupsPolyLR
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
@@ -50,7 +42,10 @@ def settle_resume(runner: Runner) -> None:
         return
     if asked and asked != last:
         runner.logger.info(f'Resuming this run from {last}; load_from={asked} was where it started.')
-    _take_seed(runner, last)
+    seed = _meta(last).get('seed')
+    given = set_seed(runner, seed) if type(seed) is int else None  # mmengine does so once the data loaders are built
+    if given not in (None, seed):
+        runner.logger.warning(f'The run to resume had the seed {seed}, which is used; the config has {given}.')
 
 
 def _find(runner: Runner) -> str | None:
@@ -126,16 +121,6 @@ def _number(path: Path) -> int | None:
     """The iteration or epoch in the name of a checkpoint that a run has written."""
     found = re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem)
     return int(found.group(1)) if found else None
-
-
-def _take_seed(runner: Runner, path: str) -> None:
-    """Use the seed of the run before the data loaders are built, which mmengine does only afterwards."""
-    seed, given = _meta(path).get('seed'), seed_of_config(runner)
-    if type(seed) is not int or seed == given:
-        return
-    if given is not None:
-        runner.logger.warning(f'The run to resume had the seed {seed}, which is used; the config has {given}.')
-    set_seed(runner, seed)
 
 
 def check_resumable(runner: Runner, checkpoint: dict) -> None:

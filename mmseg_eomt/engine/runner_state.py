@@ -38,12 +38,10 @@ def set_resume(runner: Runner, path: str | None) -> None:
     runner._load_from = path or runner._load_from
 
 
-def seed_of_config(runner: Runner) -> int | None:
-    """The seed that the config gives, which the Runner's own number may not be yet."""
-    return runner._randomness_cfg.get('seed')
-
-
-def set_seed(runner: Runner, seed: int) -> None:
-    """Seed all generators anew, as the Runner does when it resumes."""
-    runner._randomness_cfg.update(seed=seed)
-    runner.set_randomness(**runner._randomness_cfg)
+def set_seed(runner: Runner, seed: int) -> int | None:
+    """Seed all generators as the Runner does when it resumes, if the config has another seed, which is returned."""
+    given = runner._randomness_cfg.get('seed')
+    if seed != given:
+        runner._randomness_cfg.update(seed=seed)
+        runner.set_randomness(**runner._randomness_cfg)
+    return given

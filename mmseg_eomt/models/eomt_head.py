@@ -307,7 +307,8 @@ class EoMTHead(BaseModule):
         if any(side not in fitting for side, fitting in zip(grid, sides)):
             raise ValueError(
                 f'The map at in_index={self.in_index} has {grid[0]}×{grid[1]} positions for {size[0]}×{size[1]} pixels, '
-                f'which does not fit patch_size={self.patch_size}: set it to the stride of this map, {round(size[0] / grid[0])}.'
+                f'which does not fit patch_size={self.patch_size}: set it to the stride of this map, '
+                f'{round(size[0] / grid[0])}.'
             )
 
     def _map_size(self, feats: Features) -> tuple[int, int]:

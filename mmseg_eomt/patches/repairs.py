@@ -116,7 +116,7 @@ def register_log_history() -> None:
             raise TypeError(f'A checkpoint asks for {name!r} of {owner!r}: refused, only weights and log history are read.')
         return getattr(owner, name)
 
-    core = np._core if hasattr(np, '_core') else np.core
+    core = np._core if int(np.__version__.split('.')[0]) > 1 else np.core  # NumPy 1.26 has an empty _core
     dtypes = {type(np.dtype(kind)) for kind in '?bhilqBHILQefdU'}  # no objects, which would bring anything along
     torch.serialization.add_safe_globals(
         [

@@ -135,7 +135,7 @@ class ViTWeights:
 
     @property
     def num_joint_blocks(self) -> int | None:
-        """The blocks that ran together with the queries; None for a ViT, and where the file does not tell."""
+        """The blocks that ran together with the queries; None for a ViT, and where it cannot be inferred."""
         probs = self.weights.get('attn_mask_probs')
         return None if probs is None else len(probs)
 
@@ -226,7 +226,7 @@ def parse_delta(checkpoint: object, source: str) -> ViTWeights:
 
 
 def check_complete(weights: StateDict, source: str, kind: str) -> None:
-    """Make sure that no weight of a ViT is missing that others tell of.
+    """Make sure that no weight of a ViT is missing that others imply.
 
     Raises:
         ValueError: If some are, with their names.
@@ -319,7 +319,7 @@ def add_base(delta: ViTWeights, base: ViTWeights) -> StateDict:
         A state dict in the authors' format.
 
     Raises:
-        ValueError: If the first is no delta, or the second is not the ViT it was made from, as far as shapes tell.
+        ValueError: If the first is no delta, or the second is not the ViT it was made from, as far as shapes show.
     """
     if base.is_eomt:
         raise ValueError(
@@ -338,7 +338,7 @@ def add_base(delta: ViTWeights, base: ViTWeights) -> StateDict:
             continue
         other = base.weights.get(name)
         if other is None and name.endswith('attn.qkv.bias'):
-            other = torch.zeros_like(value)  # timm leaves out biases that are all zero
+            other = torch.zeros_like(value)  # timm omits biases that are all zero
         if other is None or other.shape != value.shape:
             wrong.append(f'{name}: {tuple(value.shape)} and {None if other is None else tuple(other.shape)}')
         else:

@@ -50,7 +50,7 @@ def to_eomt(found: ViTWeights) -> StateDict:
         if grid is None or grid[0] != grid[1]:
             raise ValueError(
                 f'{found.source} has no registers and is not for square images: which of its positions is the class '
-                f"token's could not be told in the public format."
+                f"token's could not be inferred in the public format."
             )
         weights.setdefault('cls_pos_embed', torch.zeros_like(weights['cls_token']))
     out = (EOMT if 'pos_embed' in weights else EOMT_DINOV3).write(weights)
@@ -70,7 +70,7 @@ def to_hugging_face(
     Args:
         found: A whole EoMT.
         arch: Of its ViT. Default: that of :data:`~mmseg_eomt.models.arch.ARCHS` which its weights are of.
-        img_size: Side of the images in pixels, for rotary positions; learned ones tell it. Default: 640.
+        img_size: Side of the images in pixels, for rotary positions; learned ones say it. Default: 640.
         classes: Names of the classes.
 
     Raises:
@@ -112,7 +112,7 @@ def to_hugging_face(
 
 
 def known_arch(found: ViTWeights) -> ViTArch:
-    """The arch of a public model, told by the sizes of its weights.
+    """The arch of a public model, inferred from the sizes of its weights.
 
     Raises:
         ValueError: If they are of none that is known.
@@ -121,7 +121,8 @@ def known_arch(found: ViTWeights) -> ViTArch:
     fitting = [arch for arch in ARCHS.values() if all(arch_field(arch, name) == value for name, value in given.items())]
     if not fitting:
         raise ValueError(
-            f'{found.source} is of no arch that has a name, and weights do not tell the number of heads: give its config.'
+            f'{found.source} is of no arch that has a name, and the number of heads cannot be inferred from weights: give '
+            f'its config.'
         )
     return fitting[0]
 
@@ -142,7 +143,7 @@ def _dinov2_config(weights: StateDict, arch: ViTArch, patch_size: int) -> dict[s
     grid = _grid(weights)
     if grid is None or grid[0] != grid[1]:
         raise ValueError(
-            f'The position embedding has {weights["pos_embed"].shape[1]} places, for images that are not square; Hugging '
+            f'The position embedding has {weights["pos_embed"].shape[1]} positions, for images that are not square; Hugging '
             f"Face's EoMT takes square ones alone: start a run from the checkpoint with a square img_size first."
         )
     ratio, dims = arch.mlp_hidden_dims / arch.embed_dims, arch.embed_dims
@@ -181,7 +182,7 @@ def _dinov3_config(found: ViTWeights, weights: StateDict, arch: ViTArch, img_siz
 
 
 def _grid(weights: StateDict) -> tuple[int, int] | None:
-    """Rows and columns of a learned position embedding; None if there is none, or nothing tells."""
+    """Rows and columns of a learned position embedding; None if there is none, or it cannot be inferred."""
     if 'pos_embed' not in weights:
         return None
     try:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import checkpoint as runner_checkpoint
 from torch import Tensor, nn
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
@@ -24,7 +23,7 @@ from mmseg_eomt.weights.checkpoint import (
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict, is_gated
 
 ABSENT = 'absent'
-NUMBER = 'a number'  # for values that weights do not tell
+NUMBER = 'a number'  # for values that cannot be inferred from weights
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 
 
@@ -75,11 +74,11 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     Args:
         found: The checkpoint.
         target: The model.
-        training: Whether the model is to be trained: heads may then be made anew. Otherwise it is to predict, and all must
-            be there.
+        training: Whether the model is to be trained: heads may then be randomly initialised. Otherwise it is to predict,
+            and all must be there.
 
     Returns:
-        Values for the target's tensors, less those that are made anew, and what was done.
+        Values for the target's tensors, without those that are randomly initialised, and what was done.
 
     Raises:
         ValueError: If weights are missing, or of a shape that nothing explains, with what was given, expected and their
@@ -114,7 +113,7 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
 
 
 def check_arch(found: ViTWeights, target: Target) -> None:
-    """Compare what a checkpoint's weights tell of its ViT with the arch of the model.
+    """Compare what can be inferred of a ViT from its weights with the arch of the model.
 
     Raises:
         ValueError: If they differ, with the field and, where there is one, the arch that fits.
@@ -147,7 +146,7 @@ def check_arch(found: ViTWeights, target: Target) -> None:
 
 
 def infer_arch(found: ViTWeights) -> dict[str, object]:
-    """What a checkpoint's weights tell of its ViT, under the names of :class:`ViTArch`; the number of heads they do not."""
+    """What can be inferred of a ViT from its weights, under the names of :class:`ViTArch`; not the number of heads."""
     weights = found.weights
     return dict(
         embed_dims=weights['patch_embed.proj.weight'].shape[0],
@@ -170,7 +169,7 @@ def arch_field(arch: ViTArch, name: str) -> object:
 
 
 def fold_class_position(weights: StateDict) -> None:
-    """Add the class token's place to the token, as timm does."""
+    """Add the class token's position to the token, as timm does."""
     place = weights.pop('cls_pos_embed', None)
     if place is not None and 'cls_token' in weights:
         weights['cls_token'] = weights['cls_token'] + place
@@ -202,12 +201,12 @@ def _fit_grid(found: ViTWeights, weights: StateDict, target: Target, report: Rep
 
 
 def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: Report) -> None:
-    """Zero biases where a checkpoint leaves out what is zero, as timm does; none where the model has none."""
+    """Zero biases where a checkpoint omits what is zero, as timm does; none where the model has none."""
     absent = not any(name.endswith('attn.qkv.bias') for name in weights) and found.kind not in OWN_KINDS
     if absent and target.arch.qkv_bias == 'qv':
         names = [name for name in target.tensors if name.endswith('attn.qkv.bias')]
         weights.update({name: torch.zeros(target.tensors[name].shape) for name in names})
-        report.adapted.append(f'{len(names)} biases of queries and values that the file leaves out are zero')
+        report.adapted.append(f'{len(names)} biases of queries and values that the file omits are zero')
     for name in [name for name in weights if name.endswith('attn.qkv.bias')]:
         kept = target.arch.qkv_bias
         parts = dict(zip('qkv', weights[name].chunk(3)))
@@ -336,7 +335,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
-        check_parts(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
+        check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
         return state_dict
     is_whole = '' not in parts
     foreign = not (is_whole and is_own(given)) and recognise_part(given)[0] is not None
@@ -345,7 +344,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     if not foreign and _is_alike(own, given):
         return state_dict
     if is_whole and not (foreign or is_own(given)) and given.keys() & own.keys():
-        check_parts(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
+        check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
         return state_dict
     found = checkpoint.parse(state_dict)  # an error tells what it has, and which formats are known
     first = next(iter(parts.values()))
@@ -379,19 +378,13 @@ def _is_alike(own: StateDict, given: StateDict) -> bool:
     return own.keys() - grids == given.keys() - grids and all(v.shape == own[name].shape for name, v in given.items())
 
 
-def load_fitted(model: nn.Module, state_dict: StateDict) -> None:
-    """Load what :func:`fit_checkpoint` returned."""
-    state_dict = replace(Checkpoint.of(state_dict), is_fitted=True).attach(state_dict)
-    runner_checkpoint.load_state_dict(model, state_dict, logger='current')
-
-
 def eomt_parameters(model: nn.Module) -> StateDict:
     """The parameters of each :class:`EoMTViT` and :class:`EoMTHead` inside a model, by their names in it."""
     parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
     return {name: parameter for name, parameter in model.named_parameters() if parts and name.startswith(parts)}
 
 
-def check_parts(own: StateDict, state_dict: StateDict, source: str, new_classes: bool) -> None:
+def check_eomt_parameters(own: StateDict, state_dict: StateDict, source: str, new_classes: bool) -> None:
     """Make sure that every weight of the EoMT parts inside a model is there; mmengine would go on without.
 
     Args:

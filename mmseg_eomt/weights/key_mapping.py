@@ -63,7 +63,7 @@ class Concat:
                 if part is not None:
                     out[part.format(**values)] = value.clone()  # a view would be saved with all that it is part of
                 elif value.any():
-                    raise ValueError(f'{name} has a part that this format leaves out, and it is not zero.')
+                    raise ValueError(f'{name} has a part that this format omits, and it is not zero.')
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MaskedBias:
     mask: str
 
     def read(self, given: StateDict, out: StateDict) -> None:
-        """As :meth:`Rename.read`; what the mask leaves out becomes zero."""
+        """As :meth:`Rename.read`; what the mask excludes becomes zero."""
         for values in matching(given, self.theirs):
             bias = given.pop(self.theirs.format(**values))
             mask = given.pop(self.mask.format(**values), None)
@@ -93,13 +93,13 @@ class MaskedBias:
 
 @dataclass(frozen=True)
 class Positions:
-    """A learned position embedding; ours is (1, h · w, C), and the class token's place is kept beside it.
+    """A learned position embedding; ours is (1, h · w, C), and the class token's position is kept beside it.
 
     Attributes:
         theirs: Their name.
-        class_first: Whether theirs begins with the class token's place. None: not where there are registers or no class
-            token, as in timm, and elsewhere told by the number of places, which for public ViTs is a square, or a square
-            and one.
+        class_first: Whether theirs begins with the class token's position. None: not where there are registers or no class
+            token, as in timm, and elsewhere inferred from the number of positions, which for public ViTs is a square, or a
+            square and one.
         batched: Whether theirs is (1, N, C), or (N, C).
     """
 
@@ -121,7 +121,7 @@ class Positions:
         out['pos_embed'] = value
 
     def write(self, given: StateDict, out: StateDict) -> None:
-        """As :meth:`Rename.write`; a class token that holds its place already gets a place of zero."""
+        """As :meth:`Rename.write`; a class token that holds its position already gets a position of zero."""
         if 'pos_embed' not in given or (self.class_first is False and 'cls_pos_embed' in given):
             return
         value, place = given.pop('pos_embed'), given.pop('cls_pos_embed', None)
@@ -180,7 +180,7 @@ class Format:
         needs: Entries that a state dict of this format has.
         lacks: Beginnings of names that it has not.
         rules: Gives the rules, for gated MLPs or plain ones.
-        gated_by: Part of a name that only gated MLPs have in this format; None where names do not tell.
+        gated_by: Part of a name that only gated MLPs have in this format; None where names do not say.
         unused: Patterns of names that are known, and that our model has no place for.
         is_eomt: Whether it is a whole EoMT rather than a ViT.
     """
@@ -216,7 +216,7 @@ class Format:
         return out
 
     def write(self, weights: StateDict) -> StateDict:
-        """Ours as their state dict; unused entries of other formats are left out.
+        """Ours as their state dict; unused entries of other formats are ignored.
 
         Raises:
             ValueError: If there are weights that the format has no place for.

@@ -76,7 +76,7 @@ def download_from_hub(name: str) -> Path:
             local_only = True  # no network: what else is in the cache?
         except errors.GatedRepoError:
             raise PermissionError(
-                f'{name}: the owner of {repo} asks for an agreement. Accept it on https://huggingface.co/{repo}, then log '
+                f'{name}: {repo} is a gated repository. Accept its licence on https://huggingface.co/{repo}, then log '
                 f'in with "hf auth login", or set HF_TOKEN.'
             ) from None
         except errors.RepositoryNotFoundError:

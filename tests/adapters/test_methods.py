@@ -10,7 +10,7 @@ from mmseg.apis import init_model
 from packaging.version import Version
 
 from mmseg_eomt.adapters import merge, peft_config
-from mmseg_eomt.adapters.checkpoint import completed
+from mmseg_eomt.adapters.checkpoint import fill_from_model
 from mmseg_eomt.adapters.names import adapter_names, is_adapter
 from mmseg_eomt.adapters.peft_folder import read_folder
 from mmseg_eomt.engine import LoRAHook
@@ -53,7 +53,7 @@ def _assert_all_is_asked_for(model: torch.nn.Module, state_dict: dict[str, torch
     for name in (*kinds.values(), head):
         rest = {key: value for key, value in state_dict.items() if key != name}
         with pytest.raises(RuntimeError, match=r'1 missing'):
-            completed(model, rest, modules=NEW_PARTS)
+            fill_from_model(model, rest, modules=NEW_PARTS)
 
 
 @pytest.mark.parametrize('method', METHODS)

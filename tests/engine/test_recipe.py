@@ -137,7 +137,7 @@ def test_warm_ups_count_the_optimizers_steps():
 
 
 def test_a_run_that_ends_in_the_warm_ups_is_refused():
-    with pytest.raises(ValueError, match=r'500 \+ 1000 steps, but it has 1000: 2000 iterations, 2 a step'):
+    with pytest.raises(ValueError, match=r'500 \+ 1000 steps, but it has 1000: 2000 iterations, 2 per step'):
         schedule(optim_wrapper(segmentor(), accumulative_counts=2), end=2000)
 
 

@@ -308,7 +308,7 @@ def test_what_the_hub_has_not_or_does_not_give_is_one_sentence(hub):
     for line, expected in zip(
         (*lines, *in_own_process('hf://lab/new', 'hf://lab', HF_HUB_OFFLINE='1', **env)),
         (
-            'PermissionError: hf://gated/parts: the owner of gated/parts asks for an agreement',
+            'PermissionError: hf://gated/parts: gated/parts is a gated repository',
             'FileNotFoundError: hf://lab/none: the Hub has no repository lab/none, or it is private',
             'FileNotFoundError: hf://lab/new@v2: lab/new has no revision v2.',
             'FileNotFoundError: hf://lab/new/b.pth: lab/new has no b.pth; name the file',

@@ -1,4 +1,4 @@
-"""Classes and values to ignore, as a user gives them."""
+"""The options ``--classes`` and ``--ignore``: names of classes with their values, and values to ignore."""
 
 import os
 import re
@@ -6,6 +6,13 @@ from pathlib import Path
 
 from mmseg_eomt.commands.own_data.class_mapping import Value
 
+BETWEEN, ID = r'[\s,;:]+', r'\d+'
+COLOUR = BETWEEN.join([ID] * 3)
+FORMS = [
+    form
+    for value in (COLOUR, ID)
+    for form in (rf'(?P<name>.*?\S){BETWEEN}(?P<value>{value})', rf'(?P<value>{value}){BETWEEN}(?P<name>.*\S)')
+]
 HEADINGS = r'(?i)((name|class)\w*\W+(r(ed)?\W+g(reen)?\W+b(lue)?|id)|id\W+(name|class)\w*)'
 
 
@@ -63,10 +70,10 @@ def _named(classes: str) -> dict[str, Value]:
 
 
 def read_classes(path: Path) -> dict[str, Value]:
-    """Classes from a text file, one a line, with blanks or commas between the parts.
+    """Classes from a text file, one per line, with blanks or commas between the parts.
 
     ``name`` (of the ids 0, 1, …), ``name id``, ``id name``, ``name r g b`` or ``r g b name``. A first line of headings
-    (``name, r, g, b``), and lines that begin with ``#``, are left out.
+    (``name, r, g, b``), and lines that begin with ``#``, are skipped.
 
     Raises:
         ValueError: If a line reads otherwise, or a name or value comes twice, with the line.
@@ -80,19 +87,9 @@ def read_classes(path: Path) -> dict[str, Value]:
     for number, line in enumerate(lines, 1):
         if not line or line.startswith('#') or (number == 1 and re.fullmatch(HEADINGS, line)):
             continue
-        colour = r'(\d+)[\s,;:]+(\d+)[\s,;:]+(\d+)'
-        if found := re.fullmatch(rf'(.*?\S)[\s,;:]+{colour}', line):
-            name, value = found[1], tuple(map(int, found.groups()[1:]))
-        elif found := re.fullmatch(rf'{colour}[\s,;:]+(.*\S)', line):
-            name, value = found[4], tuple(map(int, found.groups()[:3]))
-        elif found := re.fullmatch(r'(.*?\S)[\s,;:]+(\d+)', line):
-            name, value = found[1], int(found[2])
-        elif found := re.fullmatch(r'(\d+)[\s,;:]+(.*\S)', line):
-            name, value = found[2], int(found[1])
-        else:
-            name, value = line, bare
-            bare += 1
-        name = name.strip(' ,;:"\'')
+        name, value = _class(line)
+        if value is None:
+            value, bare = bare, bare + 1
         if not name or name in classes or value in classes.values() or (isinstance(value, tuple) and max(value) > 255):
             raise ValueError(
                 f'{path}, line {number}: {line!r} has no name, or one or a value that came before, or is no colour.'
@@ -101,3 +98,11 @@ def read_classes(path: Path) -> dict[str, Value]:
     if len({type(value) for value in classes.values()}) > 1 or 0 < bare < len(classes):
         raise ValueError(f'{path}: some lines have a colour or an id and others have not: give all of them the same.')
     return classes
+
+
+def _class(line: str) -> tuple[str, Value | None]:
+    """Name and value of a line; None where it has only a name."""
+    found = next(filter(None, (re.fullmatch(form, line) for form in FORMS)), None)
+    name, numbers = (found['name'], re.findall(ID, found['value'])) if found else (line, [])
+    values = tuple(map(int, numbers))
+    return name.strip(' ,;:"\''), values if len(values) > 1 else next(iter(values), None)

@@ -1,4 +1,4 @@
-"""A config for data of one's own, on top of one of the plugin's."""
+"""The config for a user's data, on top of one of the plugin's."""
 
 import os
 import pprint
@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmseg_eomt.commands.own_data.class_mapping import Labels
+from mmseg_eomt.commands.own_data.class_mapping import ClassMapping
 from mmseg_eomt.configs import PREFIX, config_folder
 
 DEFAULT_BASE = 'eomt_lora_dinov2-b_cityscapes_640.py'
@@ -41,20 +41,25 @@ def base_config(base: str, iters: int | None = None) -> Path:
 
 
 def config_text(
-    config_file: Path, base: Path, labels: Labels, dataset: dict[str, Any], lists: dict[str, str], iters: int | None = None
+    config_file: Path,
+    base: Path,
+    mapping: ClassMapping,
+    dataset: dict[str, Any],
+    lists: dict[str, Path],
+    iters: int | None = None,
 ) -> str:
     """A config's text.
 
     Args:
         config_file: Where it will be.
         base: The config that it inherits, of :func:`base_config`.
-        labels: The classes.
+        mapping: The classes.
         dataset: ``data_prefix``, ``img_suffix`` and ``seg_map_suffix`` of the dataset.
         lists: Files that name the images, for ``'train'`` and ``'val'``.
         iters: Iterations to train. Default: 8000 with the published schedule, else the base's.
     """
     classes, palette = (
-        pprint.pformat(value, width=115, compact=True).replace('\n', '\n   ') for value in (labels.classes, labels.palette)
+        pprint.pformat(value, width=115, compact=True).replace('\n', '\n   ') for value in (mapping.classes, mapping.palette)
     )
     prefixes = ', '.join(f'{name}={folder!r}' for name, folder in dataset['data_prefix'].items())
     return f"""_base_ = {_base_name(config_file, base)!r}
@@ -68,8 +73,8 @@ dataset = dict(
     img_suffix={dataset['img_suffix']!r},
     seg_map_suffix={dataset['seg_map_suffix']!r},
 )
-train = dict(ann_file={lists['train']!r}, pipeline=_base_.train_dataloader.dataset.pipeline)
-val = dict(ann_file={lists['val']!r}, pipeline=_base_.val_dataloader.dataset.pipeline)
+train = dict(ann_file={lists['train'].as_posix()!r}, pipeline=_base_.train_dataloader.dataset.pipeline)
+val = dict(ann_file={lists['val'].as_posix()!r}, pipeline=_base_.val_dataloader.dataset.pipeline)
 train_dataloader = dict(dataset=dict(**dataset, **train))
 val_dataloader = dict(dataset=dict(**dataset, **val))
 test_dataloader = val_dataloader

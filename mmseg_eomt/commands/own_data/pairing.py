@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmseg_eomt.data.images import IMAGE_TYPES, files_in
 
-BOUNDARIES = '._-'
+BOUNDARIES = '._-'  # a name's end begins with one of these
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ def list_images(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ValueError(f'{folder} is no folder.')
-    found = sorted(path.relative_to(folder).as_posix() for path in files_in(folder, IMAGE_TYPES))
+    found = [path.relative_to(folder).as_posix() for path in files_in(folder, IMAGE_TYPES)]
     if not found:
         raise ValueError(f'{folder} holds no image: no file there ends in {", ".join(IMAGE_TYPES)}.')
-    return found
+    return sorted(found)
 
 
 def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pairs:
     """Pair the files of two folders, which may be one.
 
-    A mask has its image's path with another end: ``a/1.jpg`` and ``a/1.png``, ``1_image.png`` and ``1_mask.png``. The ends
-    that give most pairs are taken; of several as good, ``labelTrainIds`` (Cityscapes), then PNG masks, then the shortest.
-    Images of other types (``.jpg`` and ``.JPG``) are paired in the same way.
+    A mask has its image's path with another end: ``a/1.jpg`` and ``a/1.png``, ``1_image.png`` and ``1_mask.png``. An image's
+    end is its type, with or without what all names of this type end in. A mask's end is the one that gives most pairs; of
+    several as good, ``labelTrainIds`` (Cityscapes) is taken, then PNG, then the shortest.
 
     Args:
         images: Folder of the images.
@@ -61,70 +61,73 @@ def find_pairs(images: Path, masks: Path, mask_suffix: str | None = None) -> Pai
         ValueError: If a folder is missing or empty, or no mask has an image's name, with names from both.
     """
     image_names, mask_names = list_images(images), list_images(masks)
-    same = images.resolve() == masks.resolve()
-    best: tuple | None = None
-    for end in _ends(image_names):
-        keys = {name[: -len(end)] for name in image_names if name.endswith(end)}
-        tally = Counter(rest for name in mask_names for rest in _rests(name, keys) if not (same and rest == end))
-        tally = {rest: count for rest, count in tally.items() if mask_suffix in (None, rest)}
-        for rest, count in tally.items():
-            lossless = rest.lower().endswith('.png') - end.lower().endswith('.png')  # of 1.jpg and 1.png, this is the mask
-            rank = count, 'labelTrainIds' in rest, lossless, -len(rest), -len(end)
-            if best is None or rank > best[0]:
-                best = rank, end, rest, tally
-    if best is None:
+    one_folder = images.resolve() == masks.resolve()
+    counts = {tail: _mask_ends(image_names, mask_names, tail, one_folder) for tail in _tails(image_names)}
+    ranks = [
+        (count, 'labelTrainIds' in end, end.lower().endswith('.png'), -len(end), -len(tail), tail, end)
+        for tail, ends in counts.items()
+        for end, count in ends.items()
+        if mask_suffix in (None, end)
+    ]
+    if not ranks:
         raise ValueError(
             f'No mask has the name of an image. Images: {_some(image_names)} in {images}; masks: {_some(mask_names)} in '
             f"{masks}. A mask has to have its image's path with another end"
             + (f', which was to be {mask_suffix!r}.' if mask_suffix else ', such as a/1.jpg and a/1.png.')
         )
-    _, end, rest, tally = best
-    if same:  # what is a mask there is no image
-
-        def is_mask(name: str) -> bool:
-            return any(name.endswith(r) and not (end.endswith(r) and name.endswith(end)) for r in tally)
-
-        image_names, mask_names = (
-            [name for name in image_names if not is_mask(name)],
-            [name for name in mask_names if is_mask(name)],
-        )
-    mask_names = [name for name in mask_names if name.endswith(rest)]
-    paired = set(mask_names)
-    before_type = end[: end.rindex('.')]
-    found: dict[str, str] = {}  # image of each mask
-    for name in sorted(image_names, key=lambda name: not name.endswith(end)):
-        start = name.removesuffix(Path(name).suffix)
-        mask = start.removesuffix(before_type) + rest
-        if start.endswith(before_type) and mask in paired:
-            found.setdefault(mask, name)
-    one_type = all(name.endswith(end) for name in found.values())
-    suffix = end if one_type else ''
-    taken = set(found.values())
+    *_, tail, end = max(ranks)
+    image_of = _pair(image_names, set(mask_names), tail, end, one_folder)
+    taken = set(image_of.values())
+    own_ends = {name.removeprefix(_start(name, tail)) for name in taken if one_folder}
+    other_ends = {other: count for other, count in counts[tail].items() if other not in (end, *own_ends)}
+    if one_folder:  # a mask there is no image
+        image_names = [name for name in image_names if name in taken or not name.endswith((end, *other_ends))]
+    types = {Path(name).suffix for name in taken}
+    suffix = f'{tail}{types.pop()}' if len(types) == 1 else ''
     return Pairs(
-        {name.removesuffix(suffix): mask for mask, name in sorted(found.items(), key=lambda item: item[1])},
-        suffix,
-        rest,
-        [name for name in image_names if name not in taken],
-        [name for name in mask_names if name not in found],
-        {other: count for other, count in tally.items() if other != rest},
+        masks={name.removesuffix(suffix): mask for mask, name in sorted(image_of.items(), key=lambda item: item[1])},
+        image_suffix=suffix,
+        mask_suffix=end,
+        lone_images=[name for name in image_names if name not in taken],
+        lone_masks=[name for name in mask_names if name.endswith(end) and name not in taken and name not in image_of],
+        other_masks=other_ends,
     )
 
 
-def _ends(names: list[str]) -> list[str]:
-    """Possible ends of the images' names: each type of file, alone and with what all of its names end in."""
-    ends = {}
-    for suffix in sorted({Path(name).suffix for name in names}):
-        ends[suffix] = None
-        of_type = [name.rsplit('/', 1)[-1] for name in names if name.endswith(suffix)]
-        tails = (of_type[0][i:] for i in range(1, len(of_type[0])) if of_type[0][i] in BOUNDARIES)
-        ends.update({tail: None for tail in tails if len(of_type) > 1 and all(name.endswith(tail) for name in of_type)})
-    return list(ends)
+def _tails(names: list[str]) -> list[str]:
+    """What the names of all images of a type end in before it; nothing, too."""
+    tails = ['']
+    for kind in sorted({Path(name).suffix for name in names}):
+        first, *others = (name.removesuffix(kind).rsplit('/', 1)[-1] for name in names if name.endswith(kind))
+        shared = (first[i:] for i in range(1, len(first)) if first[i] in BOUNDARIES and others)
+        tails += [tail for tail in shared if all(other.endswith(tail) for other in others)]
+    return tails
 
 
-def _rests(name: str, keys: set[str]) -> list[str]:
-    """What follows, in a mask's name, each beginning that is an image's."""
-    first = name.rfind('/') + 1
-    return [name[i:] for i in range(first + 1, len(name)) if name[i] in BOUNDARIES and name[:i] in keys]
+def _start(name: str, tail: str) -> str:
+    """An image's path without its end."""
+    return name[: name.rindex('.')].removesuffix(tail)
+
+
+def _mask_ends(image_names: list[str], mask_names: list[str], tail: str, one_folder: bool) -> Counter[str]:
+    """Ends that make a mask's path of an image's, with the number of masks that have them."""
+    starts, ends = Counter(_start(name, tail) for name in image_names), Counter()
+    for name in mask_names:
+        own = _start(name, tail) if one_folder else None  # no image is its own mask
+        boundaries = (i for i in range(name.rfind('/') + 2, len(name)) if name[i] in BOUNDARIES)
+        ends.update(name[i:] for i in boundaries if starts[name[:i]] > (name[:i] == own))
+    return ends
+
+
+def _pair(image_names: list[str], mask_names: set[str], tail: str, end: str, one_folder: bool) -> dict[str, str]:
+    """Image of each mask; of several images of one name, the one that ends in the tail, then of the most common type."""
+    types = Counter(Path(name).suffix for name in image_names)
+    image_of: dict[str, str] = {}
+    for name in sorted(image_names, key=lambda name: (not Path(name).stem.endswith(tail), -types[Path(name).suffix])):
+        mask = _start(name, tail) + end
+        if mask in mask_names and not (one_folder and mask == name):
+            image_of.setdefault(mask, name)
+    return image_of
 
 
 def _some(names: list[str]) -> str:

@@ -1,12 +1,11 @@
 """Masks that were saved as pictures: values between those of two regions, along their border."""
 
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mmseg_eomt.commands.own_data.class_mapping import Look, packed, totals
+from mmseg_eomt.commands.own_data.mask_stats import MaskStats, one_value, totals
 from mmseg_eomt.data.masks import read_mask
 
 NUM_MASKS = 32  # those of the most values show it best
@@ -14,27 +13,24 @@ MIN_VALUES, MIN_FRACTION = 3, 0.5  # of all values
 MANY, BETWEEN_IF_MANY, BETWEEN_IF_FEW = 10, 0.25, 0.8
 
 
-def refuse_smoothed(looks: dict[str, Look], mask_of: dict[str, Path], kind: str) -> None:
-    """Make sure that the values of masks, each of which is to be a class, do not come from smoothing.
+def refuse_smoothed(stats: Sequence[MaskStats]) -> None:
+    """Make sure that the ids in masks, each of which is to be a class, do not come from smoothing.
 
-    Args:
-        looks: What each mask holds, by its name.
-        mask_of: Its file.
-        kind: ``'ids'``, ``'grey'`` or ``'colours'``, which are not looked at: there are too many to be taken for classes.
+    Colours are not looked at: there are too many then to be taken for classes.
 
     Raises:
         ValueError: If they do, with some of the values and the mask of most values.
     """
-    occurring = totals(looks.values())
-    if kind == 'colours' or len(occurring) < MIN_VALUES + 2:
+    occurring = totals(stats)
+    if stats[0].colours or len(occurring) < MIN_VALUES + 2:
         return
-    names = sorted(looks, key=lambda name: len(looks[name].values), reverse=True)[:NUM_MASKS]
-    found = smoothed_values(packed(read_mask(mask_of[name])[0], kind) for name in names)
+    paths = [one.path for one in sorted(stats, key=lambda one: len(one.pixels), reverse=True)[:NUM_MASKS]]
+    found = smoothed_values(one_value(read_mask(path)[0], colours=False) for path in paths)
     if found:
         shown = ', '.join(map(str, found[:5])) + (', …' if len(found) > 5 else '')
         raise ValueError(
             f'{len(found)} of the {len(occurring)} values in the masks ({shown}) are only on borders between a lower and a '
-            f'higher value, most of them in {mask_of[names[0]]}: these masks were saved with smoothed edges (antialiasing, '
+            f'higher value, most of them in {paths[0]}: these masks were saved with smoothed edges (antialiasing, '
             f'resizing with interpolation, JPEG). Give masks of one value a class, or --classes with the value of each.'
         )
 
