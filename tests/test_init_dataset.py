@@ -170,6 +170,7 @@ def test_255_is_not_trained_on_where_something_else_is_ignored_too(init_dataset,
     assert Config.fromfile('configs/my_data.py').classes == ['class_0', 'class_1', 'class_2']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 2])
 def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path, seed):
     for name in '12':
