@@ -51,7 +51,7 @@ def export(args: argparse.Namespace) -> None:
     ours, other = exporting.times(module, run, images[0])
     name = 'ONNX Runtime (CPUExecutionProvider)' if kind == '.onnx' else 'torch.export'
     print(
-        f'PyTorch {ours:.1f} ms an image, {name} {other:.1f} ms, {ours / other:.2f} times as fast: medians of 5 runs at '
+        f'PyTorch {ours:.1f} ms per image, {name} {other:.1f} ms, {ours / other:.2f} times as fast: medians of 5 runs at '
         f'{"×".join(map(str, images[0].shape))}, {torch.get_num_threads()} threads'
     )
 
