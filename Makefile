@@ -1,5 +1,6 @@
 # make demo: train, adapt and evaluate a small model on made data.   make test: run both groups of the test suite.
-# make quick: run the first of them.   make faults: kill runs, damage files, and count what comes of it.
+# make quick: run the first of them.   make coverage: the same, and which lines it ran.   make lint: ruff.
+# make faults: kill runs, damage files, and count what comes of it.
 # Each makes its environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # a process on each core, which computes with one thread (tests/conftest.py), and a file's tests in one of them
 PYTEST = $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile -p no:randomly
 
-.PHONY: demo test quick faults environments env lint clean
+.PHONY: demo test quick coverage faults environments env lint clean
 
 demo: env
 	$(VENV)/bin/python tools/demo.py
@@ -20,11 +21,14 @@ test: env
 quick: env
 	$(PYTEST)
 
+coverage: env
+	$(PYTEST) --cov=mmseg_eomt --cov-report=term
+
 faults: env
 	$(VENV)/bin/python tests/faults
 
 environments:
-	$(PYTHON) tests/environments.py
+	$(PYTHON) tests/environments.py $(NAMES)
 
 lint: env
 	$(VENV)/bin/ruff check .
@@ -40,4 +44,4 @@ $(VENV)/ready: setup.py pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lite .venv-full .venv-forks data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*
+	rm -rf $(VENV) .venv-lite .venv-full .venv-forks .venv-oldest data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*

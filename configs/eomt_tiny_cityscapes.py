@@ -3,7 +3,6 @@ _base_ = 'eomt_cityscapes.py'
 crop_size = (320, 320)
 scale = (640, 320)
 max_iters = 1200
-arch = dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, layer_scale_init=1.0)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -20,10 +19,13 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(arch=arch, img_size=crop_size, num_joint_blocks=2, init_cfg=None),
-    decode_head=dict(arch=arch, num_joint_blocks=2, num_queries=50, num_points=4096, init_cfg=None),
-    test_cfg=dict(crop_size=crop_size, stride=crop_size),
+    vit=dict(
+        arch=dict(_delete_=True, embed_dims=192, num_layers=6, num_heads=3, layer_scale_init=1.0),
+        num_joint_blocks=2,
+        img_size=crop_size,
+        pretrained=None,
+    ),
+    decode_head=dict(num_queries=50, num_points=4096),
 )
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
@@ -43,15 +45,5 @@ default_hooks = dict(checkpoint=dict(interval=max_iters))
 custom_hooks = [
     dict(type='MaskAnnealingHook', start_iters=[240, 540], end_iters=[540, 840]),
 ]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((480, 240), (640, 320), (800, 400))],
-            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+tta_sizes = [dict(type='Resize', scale=size, keep_ratio=True) for size in ((480, 240), (640, 320), (800, 400))]
+tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[tta_sizes, *_base_.tta_steps])]

@@ -1,9 +1,10 @@
-"""Runs the core of the suite with each of the packages that MMSegmentation comes in.
+"""Runs the core of the suite with each of the packages that MMSegmentation comes in, and with the oldest of all.
 
-    python tests/environments.py [NAME …]      make environments
+    python tests/environments.py [NAME …]      make environments NAMES="NAME …"
 
-NAME is lite (mmcv-lite), full (mmcv, compiled here: some 12 minutes on two cores) or forks (onedl-*); without one, all
-three. Each has its environment in .venv-NAME. The last lines are a table of versions and results, as the README has it.
+NAME is lite (mmcv-lite), full (mmcv, compiled here: some 12 minutes on two cores), forks (onedl-*) or oldest (every package
+at its lower bound in pyproject.toml); without one, all four. Each has its environment in .venv-NAME. The last lines are a
+table of versions and results, as the README has it.
 """
 
 import argparse
@@ -18,24 +19,44 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / 'Makefile').read_text()
 TORCH = os.environ.get('TORCH') or re.search(r'^TORCH \?= (\S+)', MAKEFILE, re.M).group(1)
+
+
+def others(asked: list[str]) -> list[str]:
+    """What is asked for besides the toolbox, which the forks replace."""
+    return [name for name, extra in map(parts, asked) if not name.startswith('mm') and extra in ('', 'test', 'export')]
+
+
+def oldest(asked: list[str]) -> list[str]:
+    """Every package at its lower bound, mmcv-lite for mmcv."""
+    names = [name for name, extra in map(parts, asked) if extra != 'full' and not name.startswith('mmseg-eomt')]
+    return [re.sub(r'[<>].*>=([\w.]+).*|>=(.+)', r'==\1\2', name) for name in names]
+
+
+def parts(requirement: str) -> tuple[str, str]:
+    """Package with its versions, and the extra that asks for it."""
+    package, _, marker = requirement.partition(';')
+    return package.strip(), ''.join(re.findall(r'extra == "(\w+)"', marker))
+
+
 # each line is one call of pip; --no-build-isolation lets mmcv see the PyTorch and the older setuptools that it builds with
 ENVIRONMENTS = {
-    'lite': [['--editable', '.[lite,test]']],
+    'lite': [[TORCH], ['--editable', '.[lite,test]']],
     'full': [
+        [TORCH],
         ['setuptools<80.9', 'wheel', 'ninja', 'psutil'],
         ['mmcv==2.1.0', '--no-build-isolation'],
         ['--editable', '.[full,test]'],
     ],
-    'forks': [['onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation'], ['--no-deps', '--editable', '.'], ['OTHERS']],
+    'forks': [
+        [TORCH],
+        ['onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation'],
+        ['--no-deps', '--editable', '.'],
+        others,
+    ],
+    'oldest': [['--no-deps', '--editable', '.'], oldest],
 }
-# prints what pyproject.toml asks for besides the toolbox, which the forks replace
-PRINT_OTHERS = """
-from importlib.metadata import requires
-for requirement in requires('mmseg-eomt'):
-    package, _, extra = requirement.partition(';')
-    if not package.startswith('mm') and (not extra or 'test' in extra or 'export' in extra):
-        print(package.strip())
-"""
+PRINT_ASKED = 'from importlib.metadata import requires; print(*requires("mmseg-eomt"), sep="\\n")'
+PARALLEL = ['-n', 'logical', '--maxprocesses', '8', '--dist', 'loadfile']  # as the Makefile
 CORE = [
     *('tests/models', 'tests/adapters', 'tests/weights/test_formats.py', 'tests/weights/test_adapt.py', 'tests/engine'),
     *('tests/test_compat.py', 'tests/test_configs.py', 'tests/test_dataset_configs.py', 'tests/test_data_check.py'),
@@ -64,7 +85,7 @@ def row(name: str) -> tuple[str, bool]:
     versions = ', '.join(f'{package} {version}' for package, version in installed(python).items())
     print(f'\n=== {name}: {versions}', flush=True)
     done = subprocess.run(
-        [python, '-m', 'pytest', '-m', 'slow or not slow', *CORE], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [python, '-m', 'pytest', *PARALLEL, '-m', 'slow or not slow', *CORE], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     print(done.stdout[-4000:], flush=True)
     result = re.findall(r'^.*(?:passed|failed|error).* in .*$', done.stdout, re.M)
@@ -72,18 +93,17 @@ def row(name: str) -> tuple[str, bool]:
 
 
 def install(name: str) -> tuple[str, float]:
-    """Make an environment; its Python, and the seconds that pip took after PyTorch was in."""
+    """Make an environment; its Python, and the seconds that pip took."""
     folder = ROOT / f'.venv-{name}'
     shutil.rmtree(folder, ignore_errors=True)
     print(f'\n=== {name}: installing into {folder.name}', flush=True)
     subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
     python = str(folder / 'bin' / 'python')
     pip = [python, '-m', 'pip', '--disable-pip-version-check', '--quiet', 'install']
-    subprocess.run([*pip, TORCH], cwd=ROOT, check=True)
     start = time.time()
     for packages in ENVIRONMENTS[name]:
-        if packages == ['OTHERS']:
-            packages = printed(python, PRINT_OTHERS)
+        if callable(packages):
+            packages = packages(printed(python, PRINT_ASKED))
         subprocess.run([*pip, *packages], cwd=ROOT, check=True)
     return python, time.time() - start
 
@@ -96,8 +116,8 @@ def installed(python: str) -> dict[str, str]:
 
 
 def printed(python: str, code: str) -> list[str]:
-    """The words that some code prints in an environment."""
-    return subprocess.run([python, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    """The lines that some code prints in an environment."""
+    return subprocess.run([python, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
 if __name__ == '__main__':

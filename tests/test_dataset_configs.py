@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 
+from mmseg_eomt.models.segmentor import share_vit
+
 CONFIGS = sorted((ROOT / 'configs' / 'datasets').glob('*.py'))
 
 
@@ -58,7 +60,9 @@ def test_it_is_five_lines_on_the_toolboxs_file_and_trains(path, tmp_path):
     assert len(lines) <= 5
     config = Config.fromfile(path)
     assert config.train_dataloader.batch_size * config.optim_wrapper.accumulative_counts == 16
-    assert config.model.backbone.img_size == config.model.test_cfg.crop_size == config.crop_size
+    model = share_vit(config.model)
+    assert model['backbone']['img_size'] == model['test_cfg'].crop_size == config.crop_size
+    assert model['data_preprocessor']['size'] == config.crop_size
     for part in ('backbone', 'decode_head'):
         config.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
     config.model.decode_head.update(num_queries=8, num_points=64)

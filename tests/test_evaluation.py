@@ -21,7 +21,7 @@ from test_docs_code import blocks
 
 from mmseg_eomt.data import EoMTResize
 from mmseg_eomt.export import ImageToScores
-from mmseg_eomt.models.segmentor import window_spans
+from mmseg_eomt.models.segmentor import share_vit, window_spans
 
 SIDE = 64  # of a window, in place of 512
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
@@ -334,7 +334,7 @@ def test_a_recipe_evaluates_as_published(name):
     for loader in (config.val_dataloader, config.test_dataloader):
         (resize,) = (step for step in loader.dataset.pipeline if 'Resize' in step.type)
         assert resize == dict(type='EoMTResize', size=config.crop_size)
-        assert tuple(config.model.test_cfg.crop_size) == tuple(config.crop_size)
+        assert tuple(share_vit(config.model)['test_cfg'].crop_size) == tuple(config.crop_size)
     sizes = [step['size'] for step in config.tta_pipeline[1].transforms[0]]
     assert sizes[1] == config.crop_size[0] and sizes == sorted(sizes)
 
@@ -345,7 +345,7 @@ def test_the_recipe_page_shows_what_the_ade20k_config_has():
     exec(block, shown)
     config = Config.fromfile(ROOT / 'configs' / 'eomt_ade20k_512.py')
     assert config.test_dataloader.dataset.pipeline == shown['test_pipeline']
-    assert config.model.type == shown['model']['type'] and config.model.test_cfg == shown['model']['test_cfg']
+    assert config.model.type == shown['model']['type'] and share_vit(config.model)['test_cfg'] == shown['model']['test_cfg']
 
 
 def test_configs_on_the_toolboxs_data_keep_the_toolboxs_windows():

@@ -75,7 +75,7 @@ def test_a_published_semantic_model_fits_its_config_and_nothing_is_adapted(row):
         model = MODELS.build(config.model)
     head, vit = model.decode_head, model.backbone
     side = int(row[0].split()[-1]) if row[0][-1].isdigit() else 512
-    content = published(config.model.backbone.arch, 4, side, dict(Cityscapes=19, ADE20K=150)[row[1]], 100)
+    content = published(config.model.vit.arch, 4, side, dict(Cityscapes=19, ADE20K=150)[row[1]], 100)
     target = Target('model', vit.arch, part_of_vit(vit) | part_of_vit(head), vit.grid_size, head.num_joint_blocks)
 
     _, report = fit(parse_checkpoint(content, row[-2]), target, training=False)

@@ -1,59 +1,9 @@
-# Cityscapes, or data in its layout, at data/cityscapes: images whose longer side is 640 times 0.5 to 2, padded and cropped
-# to 640×640; evaluated at a shorter side of 640. The published pipeline, at this size.
+# Cityscapes, or data in its layout, at data/cityscapes, with 640×640 crops: the published pipeline, at this size.
+_base_ = 'data_640.py'
 data_root = 'data/cityscapes'
-crop_size = (640, 640)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='EoMTColorJitter'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=crop_size, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
-    dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='EoMTResize', size=crop_size),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+cityscapes = dict(type='CityscapesDataset', data_root=data_root)
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='CityscapesDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'), **cityscapes)
 )
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CityscapesDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(dataset=dict(data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'), **cityscapes))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='EoMTResize', size=size) for size in (480, 640, 800)],
-            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]

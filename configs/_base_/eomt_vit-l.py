@@ -1,13 +1,13 @@
-# EoMT on DINOv2 ViT-L with registers, 640×640 crops, 19 classes.
-image_size = (640, 640)
-num_classes = 19
-arch = 'large'
-pretrained = dict(
-    type='Pretrained',
-    checkpoint='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth',
-)
+# EoMT on DINOv2 ViT-L with registers, 640×640 crops, 19 classes. What vit says is said once: backbone and head, the data
+# preprocessor and the windows get it. --cfg-options model.vit.pretrained=PATH reads other weights.
 model = dict(
     type='EoMTSegmentor',
+    vit=dict(
+        arch='large',
+        num_joint_blocks=4,
+        img_size=(640, 640),
+        pretrained='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth',
+    ),
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
@@ -15,11 +15,9 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=image_size,
     ),
-    backbone=dict(type='EoMTViT', arch=arch, img_size=image_size, init_cfg=pretrained),
-    decode_head=dict(type='EoMTHead', arch=arch, num_classes=num_classes, init_cfg=pretrained),
+    backbone=dict(type='EoMTViT'),
+    decode_head=dict(type='EoMTHead', num_classes=19),
     train_cfg=dict(),
-    # as published; mode='slide' for the toolbox's windows, which alone have a stride
-    test_cfg=dict(mode='slide_evenly', crop_size=image_size, stride=image_size),
+    test_cfg=dict(mode='slide_evenly'),  # as published; mode='slide' for the toolbox's windows
 )

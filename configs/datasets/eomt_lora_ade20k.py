@@ -1,5 +1,3 @@
 # EoMT with LoRA on ADE20K, with the toolbox's own data pipeline: 512×512 crops.
 _base_ = ['../_base_/lora_any_data.py', 'mmseg::_base_/datasets/ade20k.py']
-size = _base_.crop_size
-sizes = dict(data_preprocessor=dict(size=size), backbone=dict(img_size=size), test_cfg=dict(crop_size=size, stride=size))
-model = dict(decode_head=dict(num_classes=150), **sizes)
+model = dict(vit=dict(img_size=_base_.crop_size), decode_head=dict(num_classes=150))

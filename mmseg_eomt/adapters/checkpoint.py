@@ -16,10 +16,10 @@ from mmseg_eomt.adapters.names import (
     belongs_to,
     from_peft_names,
     is_adapter,
+    is_in_modules,
     names_in_peft,
     plain_name,
     tuner_layers,
-    is_in_modules,
 )
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
 from mmseg_eomt.weights.checkpoint import Checkpoint

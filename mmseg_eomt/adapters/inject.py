@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_wrapper, tuner_layers, is_in_modules
+from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_in_modules, is_wrapper, tuner_layers
 from mmseg_eomt.weights.fit import compare, refuse
 
 if TYPE_CHECKING:

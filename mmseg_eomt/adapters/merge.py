@@ -3,7 +3,7 @@
 from torch import nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import tuner_layers, trained_modules
+from mmseg_eomt.adapters.names import trained_modules, tuner_layers
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's

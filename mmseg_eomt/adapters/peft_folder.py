@@ -35,8 +35,8 @@ from mmseg_eomt.adapters.names import (
     names_in_peft,
     peft_names,
     plain_name,
-    tuner_layers,
     trained_modules,
+    tuner_layers,
 )
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.checkpoint import check_noted, noted_arch

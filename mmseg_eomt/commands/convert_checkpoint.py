@@ -21,6 +21,7 @@ from mmseg_eomt.adapters.checkpoint import weights_of
 from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.models.arch import get_arch
+from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.weights.checkpoint import ARCH_NOTE, check_noted, noted_arch, parse_checkpoint
 from mmseg_eomt.weights.checkpoint_io import write_safetensors
 from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
@@ -45,7 +46,7 @@ def convert(args: argparse.Namespace) -> None:
     written = target
     if args.to == 'hf':
         classes = class_names(meta, args.src)
-        arch = get_arch(Config.fromfile(args.config).model.backbone.arch) if args.config else None
+        arch = get_arch(share_vit(Config.fromfile(args.config).model)['backbone']['arch']) if args.config else None
         check_noted(noted_arch(loaded), arch, args.src)
         config, weights = to_hugging_face(found, arch, args.img_size, classes)
         written = target / 'model.safetensors'

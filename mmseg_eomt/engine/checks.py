@@ -22,6 +22,7 @@ from mmseg_eomt.engine.schedules import MaskAnnealingHook, accumulative_counts
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.segmentor import check_split
 from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint, check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
 from mmseg_eomt.weights.fit import fit_checkpoint
@@ -250,24 +251,6 @@ def _check_names(runner: Runner, split: str, classes: list[str], trained: list[s
 def _alike(name: str) -> str:
     """A name without what datasets write in different ways: ``Traffic-Light``, ``traffic light``."""
     return re.sub(r'[\s_-]', '', name).lower()
-
-
-def check_split(model: nn.Module) -> None:
-    """Make sure that backbone and head together are one whole ViT.
-
-    Raises:
-        ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would skip blocks or run some twice, if
-            the two are of different size, or take their weights from different files.
-    """
-    vits, heads = ([m for m in model.modules() if isinstance(m, kind)] for kind in (EoMTViT, EoMTHead))
-    for vit, head in zip(vits, heads):
-        for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg'):
-            given = getattr(vit, name), getattr(head, name)
-            if given[0] != given[1]:
-                raise ValueError(
-                    f'{name} of backbone and decode_head must be equal, since they are parts of one ViT: '
-                    f'got {given[0]} and {given[1]}.'
-                )
 
 
 def check_outputs(model: nn.Module) -> None:

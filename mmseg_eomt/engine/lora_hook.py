@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmseg_eomt.adapters.base_weights import without_trained
 from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
-from mmseg_eomt.adapters.inject import inject, fully_trained_modules
+from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise

@@ -1,32 +1,63 @@
-"""The toolbox's segmentor with the windows of the published evaluation."""
+"""The segmentor: one ViT for backbone and head, and the windows of the published evaluation."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from mmseg.models import EncoderDecoder
+from mmengine.config import ConfigDict
+from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.registry import MODELS
-from torch import Tensor
+from mmseg.utils import ConfigType, OptConfigType
+from torch import Tensor, nn
+
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.eomt_vit import EoMTViT
 
 MODES = ('slide_evenly', 'slide', 'whole')
+BOTH = ('arch', 'patch_size', 'num_joint_blocks', 'with_cp')
+FIELDS = dict(backbone=(*BOTH, 'img_size', 'num_register_tokens'), decode_head=BOTH)
+COMPLETE = dict(arch='embed_dims', init_cfg='type')  # a dict with this key replaces the whole of vit's
 
 
 @MODELS.register_module()
 class EoMTSegmentor(EncoderDecoder):
-    """``EncoderDecoder`` with one more test mode: ``test_cfg=dict(mode='slide_evenly', crop_size=(512, 512))``.
+    """``EncoderDecoder`` whose ViT is said once, and with one more test mode.
 
-    Windows of ``crop_size`` are spread evenly over the image, as few as cover it; where they overlap, the scores are
-    averaged. ``'slide'`` and ``'whole'`` are the toolbox's: its windows follow each other at ``stride``, and the last one is
-    flush with the edge. The two differ from three windows a side on.
+    ``vit`` goes to an :class:`EoMTViT` as backbone and an :class:`EoMTHead` as decode head, which are parts of one ViT; any
+    other backbone or head is left as it is::
 
-    All arguments are those of ``EncoderDecoder``.
+        model = dict(
+            type='EoMTSegmentor',
+            vit=dict(arch='large', num_joint_blocks=4, img_size=(640, 640), pretrained='hf://facebook/dinov2-large'),
+            backbone=dict(type='EoMTViT'),
+            decode_head=dict(type='EoMTHead', num_classes=19),
+            test_cfg=dict(mode='slide_evenly'),
+        )
+
+    With ``mode='slide_evenly'``, windows of ``crop_size`` are spread evenly over the image, as few as cover it; where they
+    overlap, the scores are averaged. ``'slide'`` and ``'whole'`` are the toolbox's: its windows follow each other at
+    ``stride``, and the last one is flush with the edge. The two differ from three windows a side on.
+
+    Args:
+        backbone: As of ``EncoderDecoder``. What it says itself goes before ``vit``, here and in ``decode_head``.
+        decode_head: As of ``EncoderDecoder``.
+        vit: ``arch``, ``patch_size``, ``num_joint_blocks`` and ``with_cp`` of both, ``img_size`` and ``num_register_tokens``
+            of the backbone, and ``pretrained``: path, URL or ``hf://owner/repo`` of a public ViT or EoMT, which is read once
+            for both. ``img_size`` is also ``size`` of ``data_preprocessor``, and ``crop_size`` and ``stride`` of
+            ``test_cfg``, where they are not given. Default: None, for parts that say everything themselves.
+        kwargs: As of ``EncoderDecoder``. A Pretrained ``init_cfg`` of the segmentor is read in place of ``pretrained``.
 
     Raises:
-        ValueError: If the mode is none of the three, or ``crop_size`` is not two sides in pixels.
+        ValueError: If ``vit`` has other fields, if the two parts do not make one ViT (:func:`check_split`), if the mode is
+            none of the three, or if ``crop_size`` is not two sides in pixels.
 
     Source: public implementation ``training/lightning_module.py``.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, backbone: ConfigType, decode_head: ConfigType, *args, vit: OptConfigType = None, **kwargs) -> None:
+        settings = share_vit(dict(backbone=backbone, decode_head=decode_head, vit=vit, **kwargs))
+        super().__init__(settings.pop('backbone'), settings.pop('decode_head'), *args, **settings)
+        check_split(self)
         test_cfg = self.test_cfg or {}
         if test_cfg.get('mode', 'whole') not in MODES:
             raise ValueError(f'test_cfg.mode is one of {", ".join(MODES)}, got {test_cfg["mode"]!r}.')
@@ -36,6 +67,19 @@ class EoMTSegmentor(EncoderDecoder):
                 raise ValueError(
                     f"test_cfg.mode='slide_evenly' needs crop_size=(rows, columns), two numbers of pixels, got {crop!r}."
                 )
+
+    def init_weights(self) -> None:
+        """As ``EncoderDecoder``, but a file that backbone and head both name is read once, for the whole model."""
+        parts = (self.backbone, self.decode_head)
+        files = [part.init_cfg for part in parts if isinstance(part, (EoMTViT, EoMTHead))]
+        if self.init_cfg is not None or len(files) < 2 or files[0] != files[1] or not _is_pretrained(files[0]):
+            super().init_weights()
+            return
+        self.init_cfg, self.backbone.init_cfg, self.decode_head.init_cfg = files[0], None, None
+        try:
+            super().init_weights()
+        finally:  # adapters note which part is read from where
+            self.init_cfg, self.backbone.init_cfg, self.decode_head.init_cfg = None, *files
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Scores (B, K, H, W) of images (B, 3, H, W), in the mode of ``test_cfg``."""
@@ -76,3 +120,83 @@ def window_spans(length: int, window: int) -> list[slice]:
     # floating point rounded down, as published; but there the last window can end a pixel before the edge
     starts = [*(int(i * step) for i in range(number - 1)), length - window]
     return [slice(start, start + window) for start in starts]
+
+
+def share_vit(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an :class:`EoMTSegmentor` as those of an ``EncoderDecoder``: ``vit`` in the parts that it is for.
+
+    Args:
+        model: ``model`` of a config, which stays as it is.
+
+    Returns:
+        The same with full ``backbone`` and ``decode_head`` and without ``vit``.
+
+    Raises:
+        ValueError: If ``vit`` has other fields.
+    """
+    model = dict(model)
+    vit = dict(model.pop('vit', None) or {})
+    known = {*FIELDS['backbone'], 'pretrained'}
+    if not vit.keys() <= known:
+        raise ValueError(f'vit takes {sorted(known)}, got {sorted(vit.keys() - known)} too.')
+    pretrained = vit.pop('pretrained', None)
+    if pretrained is not None and not _is_pretrained(model.get('init_cfg')):
+        vit['init_cfg'] = dict(type='Pretrained', checkpoint=pretrained)
+    for name, kind in dict(backbone=EoMTViT, decode_head=EoMTHead).items():
+        if _is_a(model.get(name), kind):
+            model[name] = _complete(model[name], {k: v for k, v in vit.items() if k in (*FIELDS[name], 'init_cfg')})
+    if vit.get('img_size') is not None:
+        _set_sizes(model, vit['img_size'])
+    return model
+
+
+def _is_a(part: object, kind: type) -> bool:
+    """Whether the settings of a part are those of a class."""
+    found = part.get('type') if isinstance(part, Mapping) else None
+    found = MODELS.get(found) if isinstance(found, str) else found
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _is_pretrained(init_cfg: object) -> bool:
+    return isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
+
+
+def _complete(part: Mapping[str, Any], vit: Mapping[str, Any]) -> dict[str, Any]:
+    """A part with what ``vit`` says and it does not; ``model.backbone.arch.norm_eps=1e-5`` changes a single value."""
+    part = dict(part)
+    for field, key in COMPLETE.items():
+        own, given = part.get(field), vit.get(field)
+        if isinstance(own, Mapping):
+            # a config that inherits from one which said the field in the part deletes what is not there any more
+            own = {name: value for name, value in own.items() if name != '_delete_'}
+            part[field] = {**given, **own} if key not in own and isinstance(given, Mapping) else own
+    return {**vit, **part}
+
+
+def _set_sizes(model: dict[str, Any], img_size: int | tuple[int, int]) -> None:
+    """Set what pads and cuts to the size of the training images, where the settings do not say it."""
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    processor, test_cfg = model.get('data_preprocessor'), model.get('test_cfg')
+    if _is_a(processor, SegDataPreProcessor) and processor.get('size_divisor') is None:
+        model['data_preprocessor'] = {'size': size, **processor}
+    if test_cfg and test_cfg.get('mode') in ('slide', 'slide_evenly'):
+        model['test_cfg'] = ConfigDict({'crop_size': size, **test_cfg})
+        model['test_cfg'].setdefault('stride', model['test_cfg'].crop_size)
+
+
+def check_split(model: nn.Module) -> None:
+    """Make sure that backbone and head together are one whole ViT.
+
+    Raises:
+        ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would leave out blocks or run some twice, if
+            the two are of different size, or take their weights from different files.
+    """
+    vits, heads = ([m for m in model.modules() if isinstance(m, kind)] for kind in (EoMTViT, EoMTHead))
+    for vit, head in zip(vits, heads):
+        for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg'):
+            given = getattr(vit, name), getattr(head, name)
+            if given[0] != given[1]:
+                raise ValueError(
+                    f'{name} of backbone and decode_head must be equal, since they are parts of one ViT: '
+                    f'got {given[0]} and {given[1]}. Set it once, in vit of an EoMTSegmentor.'
+                )

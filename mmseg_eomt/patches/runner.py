@@ -1,4 +1,4 @@
-"""The patches of mmengine's Runner and Config: a config names neither, so that no other class can be registered for them."""
+"""The patches of mmengine's Runner, Config and loading: a config names none, so that nothing can be registered for them."""
 
 import types
 from collections.abc import Callable
@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mmengine.runner
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from torch import nn
+from mmengine.runner import Runner, checkpoint
+from torch import Tensor, nn
 
+from mmseg_eomt.adapters.loading import prepare_state_dict
 from mmseg_eomt.configs import PREFIX, config_path
 from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
@@ -18,11 +20,10 @@ from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.patches import patch
-from mmseg_eomt.patches.loading import patch_state_dict_loading
 
 
 def apply() -> None:
-    """Apply these patches, and that of loading; a second call changes nothing."""
+    """Apply these patches; a second call changes nothing."""
     patch_train()
     patch_call_hook()
     patch_build_dataloader()
@@ -146,3 +147,22 @@ def _own_file(fromfile: Callable) -> Callable:
         return fromfile(config_path(str(filename)), *args, **kwargs)
 
     return read
+
+
+def patch_state_dict_loading() -> None:
+    """Let mmengine fit public weights to an EoMT, put adapters in, and refuse what does not fit.
+
+    mmengine loads without strictness: of weights in another format, of another shape, or of adapted layers it would take
+    nothing, and only a long log line would say so. ``init_cfg``, ``load_from``, ``init_model`` and ``MMSegInferencer`` all
+    load through this function. State dict hooks of the modules are no way round it: they see neither the file's notes nor
+    the names that their module has no place for. Goes when mmengine lets a model prepare what it is given.
+    """
+    patch(checkpoint, 'load_state_dict', _prepared)
+    mmengine.runner.load_state_dict = checkpoint.load_state_dict  # another name of the same
+
+
+def _prepared(load: Callable) -> Callable:
+    def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
+        return load(module, prepare_state_dict(module, state_dict), *args, **kwargs)
+
+    return load_state_dict

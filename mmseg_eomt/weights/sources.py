@@ -287,7 +287,7 @@ def _download(url: str) -> Path:
         except (OSError, http.client.HTTPException) as error:
             raise OSError(
                 f'{url} could not be downloaded ({getattr(error, "reason", error)}): get the file elsewhere and give its '
-                f'path; for a ViT as checkpoint of both model.backbone.init_cfg and model.decode_head.init_cfg.'
+                f'path, for a ViT as model.vit.pretrained.'
             ) from error
         try:
             read_file(fetched)
