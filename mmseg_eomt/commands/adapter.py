@@ -1,4 +1,4 @@
-"""Look at, export, merge and compare what a LoRA run has trained.
+"""Inspect, export, merge and compare what a LoRA run has trained.
 
 python tools/adapter.py info CHECKPOINT                     what it is, was trained on, and how large it is
 python tools/adapter.py export CONFIG CHECKPOINT FOLDER     write it in PEFT's own format
