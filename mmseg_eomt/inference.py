@@ -37,13 +37,13 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         ValueError, RuntimeError: If the checkpoint does not fit, or classes and their names differ in number.
     """
     register_all_modules()
-    config = Config.fromfile(config)
-    config.merge_from_dict(options or {})
-    dataset = config.test_dataloader.dataset
+    settings = Config.fromfile(config)
+    settings.merge_from_dict(options or {})
+    dataset = settings.test_dataloader.dataset
     while 'pipeline' not in dataset:  # concatenated or repeated
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
-    config.test_pipeline = copy.deepcopy(dataset['pipeline'])
-    model = init_model(config, checkpoint, device=device or get_device())
+    settings.test_pipeline = copy.deepcopy(dataset['pipeline'])
+    model = init_model(settings, checkpoint, device=device or get_device())
     if not isinstance(model.dataset_meta, dict):
         raise ValueError(
             f'{checkpoint} cannot be used: its dataset_meta is a {type(model.dataset_meta).__name__}, and the names of the '
@@ -95,7 +95,7 @@ def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
 
 def names_and_colours(metainfo: dict[str, Any]) -> dict[str, list]:
     """Classes and palette of a dataset's metainfo as plain lists of strings and of tuples, whatever arrays they are."""
-    found = {}
+    found: dict[str, list] = {}
     if metainfo.get('classes') is not None:
         found['classes'] = list(map(str, metainfo['classes']))
     if metainfo.get('palette') is not None:

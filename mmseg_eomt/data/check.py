@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
@@ -86,7 +86,7 @@ def look_at(file: File) -> Found:
         picture, values, _ = read_pair(file.image, file.mask, file.reader)
     except ValueError as error:
         return Found(str(error))
-    return Found(file.rule and _wrong_ids(file.mask, values, file.rule), picture)
+    return Found(_wrong_ids(file.mask, values, file.rule) if file.rule else None, picture)
 
 
 def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
@@ -250,7 +250,7 @@ def _is_stock(step: object) -> bool:
     return type(step).__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 
 
-def _steps(pipeline: object) -> Iterator[object]:
+def _steps(pipeline: Any) -> Iterator[object]:
     """Transforms of a pipeline, and those inside of one that holds pipelines, such as test-time augmentation."""
     for step in pipeline.transforms:
         yield step
@@ -260,8 +260,8 @@ def _steps(pipeline: object) -> Iterator[object]:
                 yield from _steps(part)
 
 
-def _reader(dataset: BaseDataset, name: str) -> object | None:
-    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored."""
+def _reader(dataset: BaseDataset, name: str) -> Any:
+    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored; or None."""
     for step in _steps(dataset.pipeline):
         as_stored = getattr(step, 'imdecode_backend', None) == 'pillow' or name != 'LoadAnnotations'
         if type(step).__name__ == name and _is_stock(step) and as_stored and not getattr(step, 'backend_args', None):
