@@ -1,9 +1,7 @@
 """The repairs of mmseg_eomt.patches.repairs and the check of packages, on real files, a real server and fresh processes."""
 
 import http.server
-import os
 import subprocess
-import sys
 import threading
 from functools import partial
 from importlib import import_module, metadata
@@ -11,7 +9,7 @@ from importlib import import_module, metadata
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port
+from conftest import ROOT, environment, free_port
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -29,9 +27,8 @@ class GetattrAttack:
 
 
 def fresh_python(code: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
-    )
+    command = ['python', '-c', code]
+    return subprocess.run(command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120)
 
 
 @lite_only
@@ -130,7 +127,7 @@ def test_mmengines_log_history_loads_with_weights_only(tmp_path):
 
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    with pytest.raises(OSError, match=r'could not be downloaded.*checkpoint of both model.backbone.init_cfg and'):
+    with pytest.raises(OSError, match=r'could not be downloaded.*path, for a ViT as model.vit.pretrained'):
         CheckpointLoader.load_checkpoint('http://127.0.0.1:9/dinov2.pth')
 
 
@@ -147,9 +144,9 @@ init_dist('pytorch')
 weights = CheckpointLoader.load_checkpoint('http://127.0.0.1:{server.server_port}/weights.pth')
 assert weights['w'].sum() == 2
 """
-        both = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), TORCH_HOME=str(tmp_path))
+        both = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), TORCH_HOME=str(tmp_path))
         ranks = [
-            subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=dict(both, RANK=rank, LOCAL_RANK=rank))
+            subprocess.Popen(['python', '-c', code], cwd=ROOT, env=environment(**both, RANK=rank, LOCAL_RANK=rank))
             for rank in ('0', '1')
         ]
         assert [rank.wait(120) for rank in ranks] == [0, 0]

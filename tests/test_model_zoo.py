@@ -27,7 +27,7 @@ from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.checkpoint import parse_checkpoint
 from mmseg_eomt.weights.fit import Target, fit, part_of_vit
-from mmseg_eomt.weights.sources import as_hub_name, parse, split_sum
+from mmseg_eomt.weights.sources import as_hub_name, parse_hub_name, split_sum
 
 PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text(encoding='utf-8')
 ROWS = [
@@ -62,7 +62,7 @@ def test_the_page_has_all_its_tables():
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: row[0])
 def test_every_string_is_of_a_form_that_is_read(row):
     for part in split_sum(row[-2]):
-        assert part is None or part.startswith('https://dl.fbaipublicfiles.com/') or parse(part)[1:] == (None, None)
+        assert part is None or part.startswith('https://dl.fbaipublicfiles.com/') or parse_hub_name(part)[1:] == (None, None)
     if 'tue-mps/eomt-' not in row[-2] and 'tue-mps' in row[-2]:
         assert ('_dinov3' in row[-2]) == ('+hf://facebook/dinov3-vit' in row[-2])
 

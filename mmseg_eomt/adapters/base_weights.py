@@ -225,7 +225,7 @@ def _is_all_of_it(model: nn.Module, base: dict[str, Any]) -> bool:
 
 _CURE = (
     "It is the base that the adapters were trained on. Where it has moved, set model.init_cfg=dict(type='Pretrained', "
-    "checkpoint='<its new path>') for a file of the whole model, and init_cfg of backbone and decode_head for a ViT's."
+    "checkpoint='<its new path>') for a file of the whole model, or model.vit.pretrained for a ViT's."
 )
 
 

@@ -1,4 +1,4 @@
-"""Look at, export, merge and compare what a LoRA run has trained.
+"""Inspect, export, merge and compare what a LoRA run has trained.
 
 python tools/adapter.py info CHECKPOINT                     what it is, was trained on, and how large it is
 python tools/adapter.py export CONFIG CHECKPOINT FOLDER     write it in PEFT's own format
@@ -42,7 +42,7 @@ def info(checkpoint: str) -> None:
     print(f'  {"adapters":<18}{sizes(adapters)}')
     for name, value in chosen(given['peft'] or {}).items():
         print(f'  {name:<18}{value}')
-    print(f'  {"trained whole":<18}{", ".join(given["trainable_modules"]) or "nothing"}')
+    print(f'  {"fully trained":<18}{", ".join(given["trainable_modules"]) or "nothing"}')
     base = given['base']
     for module, source in base['init_cfg'].items():
         print(f'  {"base":<18}{source["checkpoint"]} (init_cfg of {module or "the model"})')
@@ -130,7 +130,7 @@ def kind(loaded: dict, given: dict | None) -> str:
     """What sort of checkpoint it is, in words."""
     if given is None:
         return 'plain checkpoint' + (', merged' if loaded.get('meta', {}).get('merged') else '')
-    method = (given['peft'] or {}).get('peft_type', 'no adapters, modules trained whole')
+    method = (given['peft'] or {}).get('peft_type', 'no adapters, fully trained modules')
     return f'{method}, {"with" if given["complete"] else "without"} the base weights'
 
 

@@ -28,7 +28,7 @@ class EoMTSegmentor(EncoderDecoder):
 
         model = dict(
             type='EoMTSegmentor',
-            vit=dict(arch='large', num_joint_blocks=4, img_size=(640, 640), pretrained='hf://facebook/dinov2-large'),
+            vit=dict(arch='large', num_joint_blocks=4, img_size=(640, 640), pretrained='hf://…'),
             backbone=dict(type='EoMTViT'),
             decode_head=dict(type='EoMTHead', num_classes=19),
             test_cfg=dict(mode='slide_evenly'),

@@ -69,7 +69,7 @@ def test_a_release_file_in_init_cfg_is_found_again_and_another_is_refused(small_
     Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='other', **other_size)).test()
 
     (tmp_path / 'dinov2.pth').rename(tmp_path / 'moved.pth')
-    with pytest.raises(FileNotFoundError, match=r'dinov2.pth.*It is the base .*init_cfg of backbone and decode_head'):
+    with pytest.raises(FileNotFoundError, match=r'dinov2.pth.*It is the base .*model.vit.pretrained'):
         Runner.from_cfg(small_config(lora=True, load_from=checkpoint, name='moved', **changes)).test()
     moved = {**changes, 'model.decode_head.init_cfg.checkpoint': str(tmp_path / 'moved.pth')}
     moved['model.backbone.init_cfg.checkpoint'] = str(tmp_path / 'moved.pth')
