@@ -8,16 +8,18 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmseg.apis import init_model
+from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
-from torch import nn
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.visualization import make_palette
 
 
-def load_model(config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+def load_model(
+    config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None
+) -> BaseSegmentor:
     """Build a model from a config, load a checkpoint of any kind, and merge its adapters.
 
     Images go through the pipeline that the config evaluates with, ``test_dataloader.dataset.pipeline``, so that predictions
@@ -71,7 +73,7 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
     return model
 
 
-def is_rgb(model: nn.Module) -> bool:
+def is_rgb(model: BaseSegmentor) -> bool:
     """Whether a segmentor's images are RGB: the toolbox reads them as BGR, and the data preprocessor turns them or not."""
     processor = model.data_preprocessor
     # the first name is the toolbox's, the second the forks'

@@ -23,7 +23,8 @@ from mmseg_eomt.data.images import DEFAULT_READER, ImageInfo, Reader, inspect_im
 from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
-T, R = TypeVar('T'), TypeVar('R')
+T = TypeVar('T')
+R = TypeVar('R')
 SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
 CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
