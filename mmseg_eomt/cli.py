@@ -16,7 +16,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'make_street_scenes': 'make_street_scenes:main',
     'predict': 'predict:main',
     'show_queries': 'show_queries:main',
-    'test': 'toolbox:test',
+    'test': 'toolbox:evaluate',
     'toolbox': 'toolbox:main',
     'train': 'toolbox:train',
 }

@@ -19,7 +19,7 @@ from mmseg_eomt.inference import is_rgb
 from mmseg_eomt.whole import whole_file
 
 OPSET = 18
-DEFAULT_MULTIPLE = 32  # sides of the images for a backbone that does not tell its patch size
+DEFAULT_MULTIPLE = 32  # sides of the images for a backbone without patch_size
 Run = Callable[[Tensor], Tensor]
 
 
@@ -76,7 +76,7 @@ class ImageToScores(nn.Module):
 
     @property
     def training_size(self) -> tuple[int, int]:
-        """Rows and columns of pixels that the model was made for; 512×512 where the backbone does not tell."""
+        """Rows and columns of pixels that the model was made for; 512×512 where the backbone has no grid_size."""
         grid = getattr(self.segmentor.backbone, 'grid_size', None)
         return (512, 512) if grid is None else (grid[0] * self.multiple, grid[1] * self.multiple)
 
@@ -217,7 +217,7 @@ def example_images(module: ImageToScores, size: Sequence[int] | None = None, bat
     """Random images of two sizes and batch sizes, or of those that are fixed: the training size, one image, comes first."""
     step = module.multiple
     first = tuple(size or module.training_size)
-    second = tuple(size or (step * max(2, side // step * share // 4) for side, share in zip(first, (2, 3))))
+    second = tuple(size or (step * max(2, side // step * quarters // 4) for side, quarters in zip(first, (2, 3))))
     generator = torch.Generator().manual_seed(0)
     shapes = [(batch or 1, 3, *first), (batch or 2, 3, *second)]
     return [255 * torch.rand(shape, generator=generator) for shape in dict.fromkeys(shapes)]
@@ -235,7 +235,7 @@ def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
 
 @torch.no_grad()
 def times(module: ImageToScores, run: Run, images: Tensor, repeats: int = 5) -> tuple[float, float]:
-    """Milliseconds an image of the module and of what was exported: medians of ``repeats`` runs each, taken in turns."""
+    """Milliseconds per image of the module and of what was exported: medians of ``repeats`` runs each, taken in turns."""
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, kept in zip((module, run), taken):

@@ -27,7 +27,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour], op
         image: RGB (H, W, 3), uint8.
         labels: Class ids (H, W); what is no class, such as 255, is left as it is.
         palette: A colour (r, g, b) for each class.
-        opacity: Share of the colours, from 0 to 1. Default: 0.5.
+        opacity: Weight of the colours, from 0 to 1. Default: 0.5.
 
     Returns:
         RGB (H, W, 3), uint8.
@@ -93,5 +93,5 @@ def sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font, which has the letters of most languages that are written in letters."""
+    """A font that Matplotlib brings: Latin, Greek, Cyrillic and more."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'), size)

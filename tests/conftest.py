@@ -74,7 +74,7 @@ def warm_folder() -> Path:
     """A folder with a ``python`` whose processes begin with the libraries imported (tests/warm.py)."""
     folder = tempfile.mkdtemp(prefix='warm-')
     atexit.register(shutil.rmtree, folder)
-    warm.start(folder)
+    atexit.register(warm.start(folder))
     return Path(folder)
 
 
@@ -82,8 +82,7 @@ def environment(cold: bool = False, **env: str) -> dict[str, str]:
     """Of a process whose ``python`` is this one, and a warm one unless it is to be ``cold``."""
     folders = [] if cold or sys.platform != 'linux' else [warm_folder()]
     path = os.pathsep.join(map(str, [*folders, Path(sys.executable).parent, env.pop('PATH', os.environ['PATH'])]))
-    launched = {'PYTHON_EXEC': str(folders[0] / 'python')} if folders else {}  # the processes of torch.distributed.run
-    return {**os.environ, 'PATH': path, **launched, **env}
+    return {**os.environ, 'PATH': path, **env}
 
 
 def run(command: list[str], folder: Path, env: dict[str, str], timeout: int = 540) -> subprocess.CompletedProcess:

@@ -1,7 +1,6 @@
-"""The repairs of mmseg_eomt.patches.repairs, on real files, a real server and fresh processes."""
+"""The repairs of mmseg_eomt.patches.repairs and the check of packages, on real files, a real server and fresh processes."""
 
 import http.server
-import os
 import subprocess
 import sys
 import threading
@@ -11,11 +10,12 @@ from importlib import import_module, metadata
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port
+from conftest import ROOT, environment, free_port
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmseg_eomt.patches import repairs
+from mmseg_eomt import requirements
+from mmseg_eomt.adapters.config import import_peft
 
 lite_only = pytest.mark.skipif(hasattr(import_module('mmcv._ext'), '__file__'), reason='mmcv has its compiled ops')
 
@@ -28,9 +28,8 @@ class GetattrAttack:
 
 
 def fresh_python(code: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
-    )
+    command = ['python', '-c', code]
+    return subprocess.run(command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120)
 
 
 @lite_only
@@ -71,7 +70,50 @@ def test_a_version_that_does_not_fit_is_one_sentence_with_the_command(monkeypatc
     monkeypatch.setattr(metadata, 'version', lambda name: version if name == 'mmsegmentation' else found(name))
     expected = rf'but {version} is installed: run pip install "mmsegmentation>=1.2.2,<2"'
     with pytest.raises(ImportError, match=expected):
-        repairs.check_packages()
+        requirements.check_packages()
+
+
+@pytest.fixture
+def uninstalled(monkeypatch):
+    """A checkout on PYTHONPATH."""
+
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    requirements.asked.cache_clear()
+    monkeypatch.setattr(metadata, 'requires', requires)
+    yield
+    requirements.asked.cache_clear()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 has no reader of TOML')
+def test_a_checkout_is_checked_without_being_installed(uninstalled, monkeypatch):
+    monkeypatch.setattr(metadata, 'version', lambda name: '1.0.0')
+    with pytest.raises(ImportError, match=r'mmseg_eomt needs torch>=2\.6,<3, but 1\.0\.0 is installed'):
+        requirements.check_packages()
+
+
+def test_what_lies_beside_an_installed_package_is_not_read(uninstalled, monkeypatch, tmp_path):
+    (tmp_path / 'pyproject.toml').write_text('[project]\nname = "another"\ndependencies = ["torch<1"]\n')
+    monkeypatch.setattr(requirements, 'PYPROJECT', tmp_path / 'pyproject.toml')
+    assert requirements.asked() == {}
+
+
+@pytest.mark.parametrize('name', ['mmcv-lite', 'mmengine', 'mmsegmentation'])
+def test_a_fork_is_taken_whatever_its_version(monkeypatch, name):
+    def version(package: str) -> str:
+        if package == f'onedl-{name.removesuffix("-lite")}':
+            return '99.0'
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, 'version', version)
+    requirements.check(name)
+
+
+def test_an_old_peft_is_one_sentence_with_the_command(monkeypatch):
+    monkeypatch.setattr(metadata, 'version', lambda name: '0.17.1')
+    with pytest.raises(ImportError, match=r'needs peft>=0\.18, but 0\.17\.1 is installed: run pip install "peft>=0\.18"'):
+        import_peft.__wrapped__()
 
 
 def test_mmengines_log_history_loads_with_weights_only(tmp_path):
@@ -103,9 +145,9 @@ init_dist('pytorch')
 weights = CheckpointLoader.load_checkpoint('http://127.0.0.1:{server.server_port}/weights.pth')
 assert weights['w'].sum() == 2
 """
-        both = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), TORCH_HOME=str(tmp_path))
+        both = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), TORCH_HOME=str(tmp_path))
         ranks = [
-            subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=dict(both, RANK=rank, LOCAL_RANK=rank))
+            subprocess.Popen(['python', '-c', code], cwd=ROOT, env=environment(**both, RANK=rank, LOCAL_RANK=rank))
             for rank in ('0', '1')
         ]
         assert [rank.wait(120) for rank in ranks] == [0, 0]

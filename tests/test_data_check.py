@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_data_files import cut_short, turn, write_ids
 
-from mmseg_eomt.data.check import Found, LabelRule, files_of
+from mmseg_eomt.data.check import Finding, LabelRule, files_of
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_bad_validation_data_stops_it_too_and_a_file_lists_all(small_config, dat
 
 def test_what_was_in_order_is_read_again_only_when_it_changes(small_config, data, mask, monkeypatch):
     read = []
-    monkeypatch.setattr('mmseg_eomt.data.check.look_at', lambda file: read.append(file) or Found())
+    monkeypatch.setattr('mmseg_eomt.data.check.check_sample', lambda file: read.append(file) or Finding())
     train(small_config, data, name='first')
     assert len(read) == 12
     train(small_config, data, name='first')
@@ -195,7 +195,7 @@ def test_a_test_is_stopped_by_the_same_data(small_config, data, kind):
 
 def test_a_test_reads_what_the_training_has_checked_no_more(small_config, data, monkeypatch):
     read = []
-    monkeypatch.setattr('mmseg_eomt.data.check.look_at', lambda file: read.append(file) or Found())
+    monkeypatch.setattr('mmseg_eomt.data.check.check_sample', lambda file: read.append(file) or Finding())
     train(small_config, data, name='run')
     evaluate(small_config, data, name='run')
     assert len(read) == 12

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from mmseg_eomt.data.check import File, Found, LabelRule, look_at
+from mmseg_eomt.data.check import Finding, LabelRule, Sample, check_sample
 from mmseg_eomt.data.images import Reader, inspect_image
 from mmseg_eomt.data.masks import read_mask
 
@@ -43,9 +43,9 @@ def test_a_phone_picture_lying_on_its_side_has_the_size_that_is_trained_on(tmp_p
 def test_whole_images_of_all_kinds_pass_and_cut_ones_do_not(tmp_path, suffix):
     path = tmp_path / f'a{suffix}'
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(path)
-    assert look_at(File(str(path))) == Found()
+    assert check_sample(Sample(str(path))) == Finding()
     cut_short(path)
-    assert 'cannot be read' in look_at(File(str(path))).problem
+    assert 'cannot be read' in check_sample(Sample(str(path))).problem
 
 
 @pytest.mark.parametrize(('suffix', 'orientation'), [('.jpg', 2), ('.png', 3), ('.webp', 4), ('.tif', 6), ('.jpg', 8)])
@@ -59,7 +59,7 @@ def test_the_orientation_is_the_one_that_the_reader_applies(tmp_path, suffix, or
     assert read[:4, :4].mean() < 100  # turned
     assert inspect_image(path) == (read.shape[:2], orientation)
     write_ids(mask, np.zeros(read.shape[:2], np.uint8))
-    assert look_at(File(str(path), str(mask))) == Found(None, (read.shape[:2], orientation))
+    assert check_sample(Sample(str(path), str(mask))) == Finding(None, (read.shape[:2], orientation))
     if suffix != '.tif':  # its readers turn it in any case
         assert inspect_image(path, Reader('unchanged')) == ((16, 32), 1)
 
@@ -69,7 +69,7 @@ def test_a_mask_of_the_size_before_turning_is_explained(tmp_path):
     Image.new('RGB', (40, 20)).save(path)
     turn(path, 6)
     write_ids(mask, np.zeros((20, 40), np.uint8))
-    problem = look_at(File(str(path), str(mask))).problem
+    problem = check_sample(Sample(str(path), str(mask))).problem
     assert 'is 40×20 pixels' in problem and '20×40 once its Exif orientation (6) is applied' in problem
     assert 'exiftool' in problem
 
@@ -94,10 +94,10 @@ def test_what_pillow_opens_and_the_reader_of_the_run_does_not_is_named(tmp_path,
     path = tmp_path / 'a.tif'
     Image.new('L', (40, 20)).convert(mode).save(path, compression=compression)
     assert cv2.imread(str(path)) is None
-    assert look_at(File(str(path))).problem == (
+    assert check_sample(Sample(str(path))).problem == (
         f'{path}: the image cannot be read (cv2, the reader of the run, does not take {shown})'
     )
-    assert look_at(File(str(path), reader=Reader(backend='pillow'))) == Found()
+    assert check_sample(Sample(str(path), reader=Reader(backend='pillow'))) == Finding()
 
 
 def test_what_the_reader_takes_and_pillow_does_not_passes(tmp_path):
@@ -127,7 +127,7 @@ def test_images_of_more_than_179_megapixels_pass_up_to_what_the_reader_takes(tmp
     assert inspect_image(path).size == (13500, 13500)
     assert read_mask(path)[0].shape == (13500, 13500)  # LoadAnnotations opens it with Pillow, too
     one_bit_png(path, 33000)  # above 2^30
-    assert 'the image cannot be read (OpenCV' in look_at(File(str(path))).problem
+    assert 'the image cannot be read (OpenCV' in check_sample(Sample(str(path))).problem
 
 
 def test_an_ordinary_image_is_not_decoded_and_a_jpeg_with_a_damaged_table_is_found(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_an_ordinary_image_is_not_decoded_and_a_jpeg_with_a_damaged_table_is_fou
     content[content.index(b'\xff\xc4') + 8] ^= 0xFF  # in a Huffman table
     (tmp_path / 'bad.jpg').write_bytes(content)
     assert cv2.imread(str(tmp_path / 'bad.jpg')) is None
-    assert 'bad.jpg: the image cannot be read' in look_at(File(str(tmp_path / 'bad.jpg'))).problem
+    assert 'bad.jpg: the image cannot be read' in check_sample(Sample(str(tmp_path / 'bad.jpg'))).problem
     monkeypatch.setattr(Reader, 'decode', lambda *_: pytest.fail('decoded'))
     assert inspect_image(jpeg).size == inspect_image(png).size == (50, 60)
 
@@ -183,4 +183,4 @@ def test_masks_that_the_toolbox_would_misread_are_refused(tmp_path, values, mess
     image, mask = tmp_path / 'a.png', tmp_path / 'a.tif'
     Image.new('RGB', values.shape[::-1]).save(image)
     write_ids(mask, values)
-    assert re.search(message, look_at(File(str(image), str(mask), LabelRule(2))).problem)
+    assert re.search(message, check_sample(Sample(str(image), str(mask), LabelRule(2))).problem)

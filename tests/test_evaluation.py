@@ -111,7 +111,7 @@ def test_a_size_that_is_none_is_refused(size):
 
 def test_images_that_cannot_be_evaluated_so_are_refused_by_name():
     step = EoMTResize(64)
-    with pytest.raises(ValueError, match=r'uint8, and a\.tif is float32: leave out to_float32'):
+    with pytest.raises(ValueError, match=r'uint8, and a\.tif is float32: remove to_float32'):
         step(dict(img=np.zeros((9, 9, 3), np.float32), img_path='a.tif'))
     with pytest.raises(ValueError, match=r'thin\.png has 10×650 pixels .* 64×4160, which is more than 64 windows of 64×64'):
         step(dict(img=np.zeros((10, 650, 3), np.uint8), img_path='thin.png'))

@@ -97,6 +97,7 @@ def test_a_config_without_the_hook_evaluates_a_merged_checkpoint_and_refuses_ada
             Runner.from_cfg(small_config(load_from=checkpoints[kind])).test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('hook', [False, True], ids=['plain config', 'LoRA config'])
 def test_a_merged_checkpoint_is_evaluated_where_peft_is_not_installed(small_config, config_file, merged, tmp_path, hook):
     (tmp_path / 'peft.py').write_text('raise ModuleNotFoundError("No module named \'peft\'")\n')
@@ -106,6 +107,7 @@ def test_a_merged_checkpoint_is_evaluated_where_peft_is_not_installed(small_conf
     assert 'do not match exactly' not in log
 
 
+@pytest.mark.slow
 def test_where_peft_is_not_installed_adapters_ask_for_it(small_config, config_file, lora, tmp_path):
     (tmp_path / 'peft.py').write_text('raise ModuleNotFoundError("No module named \'peft\'")\n')
     file = config_file(small_config(lora=True))

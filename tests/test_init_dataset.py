@@ -85,6 +85,7 @@ def test_ids_are_taken_as_they_are_and_the_split_from_the_folders(init_dataset, 
 KINDS = {
     'colours': ([colours('void', 'road'), colours('car', 'road')], ['--ignore', '0,0,0'], [[255, 1], [0, 1]]),
     'grey colours': ([ids(0, 1).convert('RGB'), ids(2, 1).convert('RGB')], [], [[0, 1], [2, 1]]),
+    'ids and shades of grey': ([ids(0, 1), ids(2, 1).convert('RGB')], [], [[0, 1], [2, 1]]),
     'binary': ([ids(0, 255), ids(255, 0)], [], [[0, 1], [1, 0]]),
     'gaps': ([ids(0, 7, 255), ids(33, 7)], [], [[0, 1, 255], [2, 1]]),
     'two bytes': ([ids(0, 300, dtype=np.uint16), ids(1000, 300, dtype=np.uint16)], [], [[0, 1], [2, 1]]),
@@ -169,6 +170,7 @@ def test_255_is_not_trained_on_where_something_else_is_ignored_too(init_dataset,
     assert Config.fromfile('configs/my_data.py').classes == ['class_0', 'class_1', 'class_2']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 2])
 def test_of_two_images_of_one_name_the_png_is_the_mask_in_every_process(tmp_path, seed):
     for name in '12':
@@ -405,6 +407,16 @@ def test_images_and_masks_may_lie_in_one_folder(tmp_path):
     pairs = find_pairs(tmp_path, tmp_path)
     assert (list(pairs.masks), pairs.image_suffix, pairs.mask_suffix) == (['a', 'b_c'], '.png', '_mask.png')
     assert not pairs.lone_images and not pairs.lone_masks
+
+
+def test_of_two_types_in_one_folder_each_may_have_its_end(tmp_path):
+    for name in ('1', '2', 'a_3'):
+        ids(0, 1).convert('RGB').save(tmp_path / f'{name}_image.jpg')
+        ids(0, 1).save(tmp_path / f'{name}_mask.png')
+    (tmp_path / '2_mask.png').unlink()
+    pairs = find_pairs(tmp_path, tmp_path)
+    assert pairs.masks == {'1': '1_mask.png', 'a_3': 'a_3_mask.png'}
+    assert (pairs.image_suffix, pairs.mask_suffix, pairs.lone_images) == ('_image.jpg', '_mask.png', ['2_image.jpg'])
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_the_users_own_masks_are_never_written_over(init_dataset, tmp_path):  # 
     init_dataset(images, masks, '--name', 'other')
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_mask_and_the_next_needs_no_force(init_dataset, tmp_path):  # noqa: F811
     noise = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (500, 500))
     masks = made(tmp_path, {str(i): Image.fromarray(noise) for i in range(40)}, '.bmp')

@@ -1,8 +1,11 @@
 """The toolbox's functions are wrapped once by the plugin, whoever else wraps them."""
 
+import ast
 import functools
+import re
 
 import pytest
+from conftest import ROOT
 from mmengine.runner import Runner
 
 from mmseg_eomt.patches import patch
@@ -61,7 +64,32 @@ def test_a_run_is_checked_although_another_package_has_wrapped_the_runner(small_
     monkeypatch.setattr(Runner, 'call_hook', by_another(original))
     patch_call_hook()
     config = small_config()
-    config.model.decode_head.num_joint_blocks = 1
+    config.model.decode_head.num_classes = 5
     config.custom_hooks = []
-    with pytest.raises(ValueError, match='num_joint_blocks of backbone and decode_head must be equal'):
+    with pytest.raises(ValueError, match='19 classes, but num_classes of decode_head is 5'):
         Runner.from_cfg(config).train()
+
+
+def test_patches_are_few_in_one_package_and_named_so():
+    """Each by ``patch``, in a function ``patch_…`` whose docstring says when it can go."""
+    replaced = 0
+    for path in sorted((ROOT / 'mmseg_eomt').rglob('*.py')):
+        calls = re.findall(r'^ +patch\(', path.read_text(), re.M)
+        assert path.parent.name == 'patches' or not calls, path
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and any(
+                isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'patch' for node in ast.walk(function)
+            ):
+                assert function.name.startswith('patch_')
+                assert re.search(r'\bGoes\s+when\b', ast.get_docstring(function)), function.name
+        replaced += len(calls)
+    assert 0 < replaced <= 12
+
+
+def test_one_file_touches_what_the_runner_keeps_to_itself():
+    found = {}
+    for path in sorted((ROOT / 'mmseg_eomt').rglob('*.py')):
+        names = re.findall(r"\brunner\.(_[a-z]\w*)|getattr\(runner, f?'(_)", path.read_text())
+        if names:
+            found[path.name] = {name or other for name, other in names}
+    assert found == {'runner_state.py': {'_load_from', '_randomness_cfg', '_resume'}}

@@ -9,6 +9,8 @@ import conftest
 import pytest
 from conftest import ROOT, environment, small_options
 
+from mmseg_eomt import requirements
+
 pytestmark = pytest.mark.slow
 
 
@@ -78,3 +80,13 @@ def test_the_command_lists_its_tools_and_refuses_others(installed, tmp_path):
 def test_a_config_is_found_by_its_name(installed, tmp_path):
     log = run(installed, tmp_path, 'toolbox', 'misc/print_config', 'mmseg_eomt::datasets/eomt_lora_loveda.py')
     assert 'num_classes=7' in log
+
+
+def test_it_asks_for_what_pyproject_asks_for(installed, tmp_path):
+    code = 'from mmseg_eomt import requirements as r; print(r.PYPROJECT.exists(), *r.asked().values(), sep="\\n")'
+    env = environment(cold=True, PYTHONPATH=str(installed))
+    beside, *asked = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
+    assert beside == 'False'
+    assert [line.partition(';')[0] for line in asked] == list(map(str, requirements.asked().values()))

@@ -13,30 +13,37 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 IMPORTED = ['cv2', 'scipy.optimize', 'torch', 'mmcv', 'mmengine.runner', 'mmengine.visualization', 'peft', 'transformers']
 LENGTH = 8  # bytes before a request, which tell its length
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def start(folder: str) -> None:
-    """Start a server that lives as long as this process, and write the ``python`` that asks it into a folder."""
+def start(folder: str) -> Callable[[], None]:
+    """Start a server, and write the ``python`` that asks it into a folder; what is returned ends it, as our end does."""
     import subprocess
     from pathlib import Path
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f'{folder}/socket')
     listener.listen(32)
-    alive, _ = os.pipe()  # the other end is closed when this process is gone
+    alive, held = os.pipe()  # closed when this process is gone
     env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     fds = (listener.fileno(), alive)
     command = [sys.executable, __file__, 'serve', *map(str, fds)]
-    subprocess.Popen(command, env={**env, 'MPLBACKEND': 'agg'}, stdin=subprocess.DEVNULL, pass_fds=fds)
+    server = subprocess.Popen(command, env={**env, 'MPLBACKEND': 'agg'}, stdin=subprocess.DEVNULL, pass_fds=fds)
     os.close(alive)
     listener.close()
     python = Path(folder) / 'python'
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}/socket" "$@"\n')
     python.chmod(0o755)
+
+    def end() -> None:
+        os.close(held)
+        server.wait()
+
+    return end
 
 
 # ---------------------------------------------------------------------------------------------------------- the server
@@ -50,29 +57,31 @@ def serve(listener: socket.socket, alive: int) -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those below
+    folder = os.path.dirname(listener.getsockname())
     while True:
         ready, _, _ = select.select([listener, alive], [], [])
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # one that has ended
         if alive in ready:
             return
         connection, _ = listener.accept()
         if not os.fork():
             listener.close()
             os.close(alive)
-            return watch(connection)
+            return watch(connection, f'{folder}/python')
         connection.close()
 
 
-def watch(connection: socket.socket) -> None:
+def watch(connection: socket.socket, python: str) -> None:
     """Start a request's command, pass signals on to it, and send its status; returns in the command's own process."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     header, fds, _, _ = socket.recv_fds(connection, LENGTH, 3)
     with connection.makefile('rb') as file:
         request = json.loads(file.read(int.from_bytes(header, 'big')))
     command = os.fork()
     if not command:
         connection.close()
-        return become(fds, **request)
+        return become(fds, python, **request)
     for fd in fds:
         os.close(fd)
     ended = os.pidfd_open(command)
@@ -91,7 +100,7 @@ def watch(connection: socket.socket) -> None:
         os._exit(0)
 
 
-def become(fds: list[int], argv: list[str], cwd: str, env: dict[str, str]) -> None:
+def become(fds: list[int], python: str, argv: list[str], cwd: str, env: dict[str, str]) -> None:
     """Run what a ``python`` with these arguments would, and return as it ends."""
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
@@ -108,6 +117,7 @@ def become(fds: list[int], argv: list[str], cwd: str, env: dict[str, str]) -> No
     numpy.random.seed()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=os.isatty(stream.fileno()), write_through=argv[0] == '-u')
+    sys.executable = python  # what it starts in its turn is warm too
     argv = argv[argv[0] == '-u' :]
     own = {'-c': '', '-m': cwd}.get(argv[0], os.path.dirname(os.path.realpath(argv[0])))
     sys.path[0] = own  # in the place of this file's folder

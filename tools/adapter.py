@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Inspect, export, merge and compare LoRA checkpoints: python tools/adapter.py --help"""
+"""Inspect, export, merge and compare LoRA checkpoints: python tools/adapter.py --help."""
 
 from _command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a whole EoMT from any known format to another: python tools/convert_checkpoint.py --help"""
+"""Convert a whole EoMT from any known format to another: python tools/convert_checkpoint.py --help."""
 
 from _command import run
 

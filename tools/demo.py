@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""End-to-end demo on synthetic data: python tools/demo.py"""
+"""End-to-end demo on synthetic data: python tools/demo.py."""
 
 from _command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A config for your own images and masks: python tools/init_dataset.py IMAGES MASKS"""
+"""A config for your own images and masks: python tools/init_dataset.py IMAGES MASKS."""
 
 from _command import run
 

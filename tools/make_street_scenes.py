@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a small synthetic street-scene dataset: python tools/make_street_scenes.py OUT"""
+"""Write a small synthetic street-scene dataset: python tools/make_street_scenes.py OUT."""
 
 from _command import run
 

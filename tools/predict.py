@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label maps and overlays of images, folders and videos: python tools/predict.py CONFIG CHECKPOINT INPUT…"""
+"""Label maps and overlays of images, folders and videos: python tools/predict.py CONFIG CHECKPOINT INPUT…."""
 
 from _command import run
 

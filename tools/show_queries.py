@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the queries do on one image: python tools/show_queries.py CONFIG CHECKPOINT IMAGE"""
+"""What the queries do on one image: python tools/show_queries.py CONFIG CHECKPOINT IMAGE."""
 
 from _command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate: python tools/test.py CONFIG CHECKPOINT [--out DIR] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE …]"""
+"""Evaluate: python tools/test.py CONFIG CHECKPOINT [--out DIR] [--show-dir DIR] [--tta] [--cfg-options KEY=VALUE …]."""
 
 from _command import run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a script of the installed MMSegmentation: python tools/toolbox.py SCRIPT [its arguments …]"""
+"""Run a script of the installed MMSegmentation: python tools/toolbox.py SCRIPT [its arguments …]."""
 
 from _command import run
 

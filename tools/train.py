@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train: python tools/train.py CONFIG [--resume] [--amp] [--work-dir DIR] [--cfg-options KEY=VALUE …]"""
+"""Train: python tools/train.py CONFIG [--resume] [--amp] [--work-dir DIR] [--cfg-options KEY=VALUE …]."""
 
 from _command import run
 

@@ -1,7 +1,6 @@
 """Checkpoints with adapters: what is noted in them, what they do not hold, and how a model takes them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
@@ -279,7 +278,7 @@ def fill_from_model(
         beside -= {*anew, *(beside if from_peft else ())}
     given = {name: value for name, value in state_dict.items() if name in own or name.startswith(prefix)}
     check_adapted(given, own, source, adapters | beside)
-    return replace(origin, is_fitted=True).attach({**own, **state_dict})
+    return origin.fitted({**own, **state_dict})
 
 
 def check_adapted(

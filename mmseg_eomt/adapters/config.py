@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -13,13 +14,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
 from torch import Tensor
+
+from mmseg_eomt.requirements import check
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-OLDEST_PEFT = '0.18'
 ATTENTION_WEIGHT = 'in_proj_weight'  # of PyTorch's own attention: a parameter, in no layer of its own
 
 # What may differ between a checkpoint and the model that takes it: where adapters sit is seen from their tensors, dropout
@@ -123,18 +124,18 @@ def peft_config(
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
 
+@functools.cache
 def import_peft():
     """The package, or an error that says how to install it.
 
     Raises:
         ImportError: If it cannot be imported or is too old.
     """
+    check('peft')
     try:
         import peft
     except ImportError as error:
         raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
-    if Version(peft.__version__) < Version(OLDEST_PEFT):
-        raise ImportError(f'LoRA needs PEFT {OLDEST_PEFT} or later, found {peft.__version__}: run pip install -U peft')
     return peft
 
 

@@ -3,7 +3,7 @@
 python tools/export.py CONFIG CHECKPOINT OUT.onnx    for ONNX Runtime and TensorRT
 python tools/export.py CONFIG CHECKPOINT OUT.pt2     for torch.export.load
 
-Input: image (B, 3, H, W), float32 RGB from 0 to 255. Output: scores (B, K, H, W). docs/deploy.md tells how to use the file.
+Input: image (B, 3, H, W), float32 RGB from 0 to 255. Output: scores (B, K, H, W). See docs/deploy.md for its use.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def export(args: argparse.Namespace) -> None:
     ours, other = exporting.times(module, run, images[0])
     name = 'ONNX Runtime (CPUExecutionProvider)' if kind == '.onnx' else 'torch.export'
     print(
-        f'PyTorch {ours:.1f} ms an image, {name} {other:.1f} ms, {ours / other:.2f} times as fast: medians of 5 runs at '
+        f'PyTorch {ours:.1f} ms per image, {name} {other:.1f} ms, speed-up {ours / other:.2f}: medians of 5 runs at '
         f'{"×".join(map(str, images[0].shape))}, {torch.get_num_threads()} threads'
     )
 

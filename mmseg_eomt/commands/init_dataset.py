@@ -14,16 +14,13 @@ Folders train, val and test in IMAGES are the split; without val and test, image
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.commands.own_data import report
@@ -34,7 +31,8 @@ from mmseg_eomt.commands.own_data.mask_stats import MaskStats, of_one_kind, read
 from mmseg_eomt.commands.own_data.pairing import find_pairs
 from mmseg_eomt.commands.own_data.smoothing import refuse_smoothed
 from mmseg_eomt.commands.own_data.split import once, split
-from mmseg_eomt.data.images import AS_A_RUN
+from mmseg_eomt.data.check import in_threads
+from mmseg_eomt.data.images import DEFAULT_READER
 from mmseg_eomt.data.masks import lost_in_a_list, read_mask
 from mmseg_eomt.visualization import overlay, sheet, with_legend
 from mmseg_eomt.whole import is_unfinished, whole_file, whole_folder
@@ -188,13 +186,6 @@ def read_all(image_of: dict[str, Path], mask_of: dict[str, Path]) -> tuple[dict[
     return good, [result for result in found.values() if isinstance(result, str)]
 
 
-def in_threads(function: Callable, names: Iterable[str], title: str, unit: str) -> list:
-    """Results of a function for each name, with a bar."""
-    names = list(names)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(function, names), title, len(names), unit=unit, delay=1))
-
-
 def refuse_own_files(folder: Path, files: set[Path]) -> None:
     """Raise a ValueError where a folder that is to be written has files of the user's in it."""
     own = next((file for file in sorted(files) if folder.resolve() in file.resolve().parents), None)
@@ -220,7 +211,7 @@ def draw_sheet(
     pictures, titles = [], []
     for title, names in (('train', train), ('val', val)):
         for i in sorted({int(i) for i in np.linspace(0, len(names) - 1, min(len(names), NUM_SHEET // 2))}):
-            image = AS_A_RUN.read(image_of[names[i]])[..., ::-1]
+            image = DEFAULT_READER.read(image_of[names[i]])[..., ::-1]
             ids = mapping.ids(*read_mask(mask_of[names[i]]))
             present = [k for k in range(len(mapping.classes)) if (ids == k).any()]
             coloured = overlay(image, ids, mapping.palette)

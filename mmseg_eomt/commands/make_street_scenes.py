@@ -59,8 +59,8 @@ class Scene:
 
     def _sky(self) -> None:
         top, low = np.array(self._colour(225, 160, 95)), np.array(self._colour(235, 215, 190))
-        share = np.linspace(0, 1, self.height)[:, None, None]
-        self.image[:] = (top * (1 - share) + low * share).astype(np.uint8)
+        fraction = np.linspace(0, 1, self.height)[:, None, None]
+        self.image[:] = (top * (1 - fraction) + low * fraction).astype(np.uint8)
 
     def _houses(self) -> None:
         left = -int(self.rng.integers(0, 20))
@@ -86,9 +86,9 @@ class Scene:
             (centre - near, bottom),
         ]
         self._fill(corners, self._colour(95, 92, 90, spread=10), ROAD)
-        for share in np.arange(0.15, 1, 0.22):  # lane marks
-            y, half = self.horizon + share * (bottom - self.horizon), 1 + 2 * share
-            self._box(centre - half, y, centre + half, y + 8 * share, self._colour(225, 225, 225), ROAD)
+        for depth in np.arange(0.15, 1, 0.22):  # lane marks
+            y, half = self.horizon + depth * (bottom - self.horizon), 1 + 2 * depth
+            self._box(centre - half, y, centre + half, y + 8 * depth, self._colour(225, 225, 225), ROAD)
 
     def _place(self, side: float) -> tuple[float, float, float]:
         """x, y of a thing's foot and its scale, ``side`` from 0 (middle of the road) to 1 (edge of the image)."""

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmseg_eomt.commands import errors_in_a_sentence
-from mmseg_eomt.data.images import AS_A_RUN, IMAGE_TYPES, files_in, inspect_image
+from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES, files_in, inspect_image
 from mmseg_eomt.inference import load_model
 from mmseg_eomt.visualization import overlay, with_legend
 from mmseg_eomt.whole import check_writable, whole_file
@@ -153,24 +153,8 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
         ValueError: If one is missing or of no known type, a folder is empty, or two would have one name.
     """
     inputs: dict[str, Path] = {}
-    results = {(out / name).resolve() for name in ('labels', 'overlays')}
     for path in given:
-        if path.is_dir():
-            found = files_in(path, (*IMAGE_TYPES, *VIDEO_TYPES))
-            own = results - {path.resolve(), *path.resolve().parents}
-            earlier = {file for file in found if not own.isdisjoint(file.resolve().parents)}
-            if earlier:
-                print(f'{len(earlier)} files of {path} lie in {out}, where results are written: they are left out.')
-                found = [file for file in found if file not in earlier]
-            if not found:
-                raise ValueError(f'{path} holds no image and no video.')
-        elif not path.is_file():
-            raise ValueError(f'{path} does not exist.')
-        elif path.suffix.lower() in (*IMAGE_TYPES, *VIDEO_TYPES):
-            found = [path]
-        else:
-            raise ValueError(f'{path} is no image ({" ".join(IMAGE_TYPES)}) and no video ({" ".join(VIDEO_TYPES)}).')
-        for file in found:
+        for file in find_files(path, out):
             whole = file.relative_to(path if path.is_dir() else path.parent)
             name = whole.with_suffix('').as_posix()
             if name in inputs and inputs[name].suffix != file.suffix:  # 1.jpg and 1.png
@@ -183,6 +167,25 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
     return [(file, name) for name, file in inputs.items()]
 
 
+def find_files(path: Path, out: Path) -> list[Path]:
+    """A file, or all images and videos in a folder but those in the results below ``out``."""
+    types = (*IMAGE_TYPES, *VIDEO_TYPES)
+    if path.is_file():
+        if path.suffix.lower() not in types:
+            raise ValueError(f'{path} is no image ({" ".join(IMAGE_TYPES)}) and no video ({" ".join(VIDEO_TYPES)}).')
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f'{path} does not exist.')
+    found = files_in(path, types)
+    results = {(out / name).resolve() for name in ('labels', 'overlays')} - {path.resolve(), *path.resolve().parents}
+    files = [file for file in found if results.isdisjoint(file.resolve().parents)]
+    if len(files) < len(found):
+        print(f'{len(found) - len(files)} files of {path} lie in {out}, where results are written: they are skipped.')
+    if not files:
+        raise ValueError(f'{path} holds no image and no video.')
+    return files
+
+
 def is_video(path: Path) -> bool:
     """Whether a file's name is that of a video."""
     return path.suffix.lower() in VIDEO_TYPES
@@ -193,7 +196,7 @@ def read_images(inputs: list[tuple[Path, str]], failed: list[str]) -> Iterator[t
     for path, name in inputs:
         try:
             inspect_image(path)
-            image = AS_A_RUN.read(path)
+            image = DEFAULT_READER.read(path)
         except ValueError as error:
             failed.append(str(error))
         else:

@@ -3,9 +3,9 @@
     python tools/show_queries.py CONFIG CHECKPOINT IMAGE [--out SHEET.png]
 
 A row for each active query, largest mask first: its class and that class's probability, the mask over the image, and the
-mask before each joint block and after the last, with the share of pixels that are undecided (a probability between 0.1 and
-0.9). A query is active if its most probable class is not "no object". Where the model is evaluated with a sliding window,
-the sheet shows the window in the middle of the image.
+mask before each joint block and after the last, with the fraction of its pixels that are undecided (a probability between
+0.1 and 0.9). A query is active if its most probable class is not "no object"; the 16 largest are shown. Where the model is
+evaluated with a sliding window, the sheet shows the window in the middle of the image.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from mmseg_eomt.inference import is_rgb, load_model
 from mmseg_eomt.models import EoMTHead
 from mmseg_eomt.whole import check_writable, whole_file
 
-UNDECIDED = 0.1, 0.9
+UNDECIDED = 0.1, 0.9  # probabilities
+MAX_ROWS = 16
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
     parser.add_argument('image', type=Path)
     parser.add_argument('--out', type=Path, help='the sheet, .png or .pdf (queries_<IMAGE>.png)')
-    parser.add_argument('--queries', type=int, default=16, help='rows at most (16)')
     parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
     args = parser.parse_args(argv)
     out = args.out or Path(f'queries_{args.image.stem}.png')
@@ -68,7 +68,7 @@ def show_queries(args: argparse.Namespace, out: Path) -> None:
     names = model.dataset_meta['classes']
     rows = [
         (f'query {i}\n{names[best[i]]}\n{scores[i]:.0%}', model.dataset_meta['palette'][best[i]], [m[i] for m in masks])
-        for i in active[: args.queries].tolist()
+        for i in active[:MAX_ROWS].tolist()
     ]
     title = f'{args.image.name}: {len(active)} of {len(best)} queries are active'
     draw(shown(model, image), rows, title + (f', the {len(rows)} largest are shown' if len(rows) < len(active) else ''), out)
@@ -95,7 +95,7 @@ def shown(model: torch.nn.Module, image: torch.Tensor) -> np.ndarray:
 
 
 def draw(picture: np.ndarray, rows: list[tuple[str, tuple, list[torch.Tensor]]], title: str, out: Path) -> None:
-    """Draw a row a query: its text, its last mask over the picture, its masks of all layers."""
+    """Draw a row per query: its text, its last mask over the picture, its masks of all layers."""
     num_layers = len(rows[0][2]) if rows else 1
     width = 2.4
     height = width * picture.shape[0] / picture.shape[1] + 0.25

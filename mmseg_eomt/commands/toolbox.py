@@ -36,7 +36,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     run_script('train.py', arguments)
 
 
-def test(argv: Sequence[str] | None = None) -> None:
+def evaluate(argv: Sequence[str] | None = None) -> None:
     """Evaluate, with the toolbox's ``tools/test.py``."""
     run_script('test.py', sys.argv[1:] if argv is None else argv)
 

@@ -1,13 +1,13 @@
-"""Every file of a run's data, looked at before the run."""
+"""The check of all images and masks that a run reads, before its first iteration."""
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
@@ -19,10 +19,11 @@ from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 from tqdm import tqdm
 
-from mmseg_eomt.data.images import AS_A_RUN, Picture, Reader, inspect_image
+from mmseg_eomt.data.images import DEFAULT_READER, ImageInfo, Reader, inspect_image
 from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
+T, R = TypeVar('T'), TypeVar('R')
 SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
 CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
@@ -61,32 +62,32 @@ class LabelRule:
         return unknown
 
 
-class File(NamedTuple):
+class Sample(NamedTuple):
     """A sample of a dataset: its image, its mask if that is read, what the ids may be if that is known, and the reader."""
 
     image: str
     mask: str | None = None
     rule: LabelRule | None = None
-    reader: Reader = AS_A_RUN
+    reader: Reader = DEFAULT_READER
 
 
-class Found(NamedTuple):
-    """What is wrong with a sample, if anything, in a sentence that begins with the file; the image if it has a mask."""
+class Finding(NamedTuple):
+    """What is wrong with a sample, if anything, in a sentence that begins with the file; its image if it has a mask."""
 
     problem: str | None = None
-    picture: Picture | None = None
+    image: ImageInfo | None = None
 
 
-def look_at(file: File) -> Found:
+def check_sample(sample: Sample) -> Finding:
     """Read a sample's files. Without a rule, the values of the mask are not looked at."""
     try:
-        if file.mask is None:
-            inspect_image(file.image, file.reader)
-            return Found()
-        picture, values, _ = read_pair(file.image, file.mask, file.reader)
+        if sample.mask is None:
+            inspect_image(sample.image, sample.reader)
+            return Finding()
+        image, values, _ = read_pair(sample.image, sample.mask, sample.reader)
     except ValueError as error:
-        return Found(str(error))
-    return Found(file.rule and _wrong_ids(file.mask, values, file.rule), picture)
+        return Finding(str(error))
+    return Finding(sample.rule and _wrong_ids(sample.mask, values, sample.rule), image)
 
 
 def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
@@ -108,13 +109,17 @@ def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
     return None
 
 
-def look_at_all(files: list[File], title: str) -> list[tuple[str, Found]]:
-    """Images of samples with what was found, where that is a problem or a turned image; as many threads as cores read."""
-    threads = min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        found = tqdm(pool.map(look_at, files), title, len(files), unit='images', delay=2, disable=not is_main_process())
-        pairs = [(file.image, one) for file, one in zip(files, found)]
-    return [(image, one) for image, one in pairs if one.problem or (one.picture and one.picture.orientation != 1)]
+def check_samples(samples: list[Sample]) -> list[tuple[str, Finding]]:
+    """Images of samples with what was found, where that is a problem or a turned image."""
+    found = zip(samples, in_threads(check_sample, samples, 'Checking data', 'images'))
+    return [(sample.image, one) for sample, one in found if one.problem or (one.image and one.image.orientation != 1)]
+
+
+def in_threads(function: Callable[[T], R], items: Collection[T], title: str, unit: str) -> list[R]:
+    """A function's results for files to read or write, with a bar; as many threads as cores."""
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        results = pool.map(function, items)
+        return list(tqdm(results, title, len(items), unit=unit, delay=2, disable=not is_main_process()))
 
 
 @HOOKS.register_module()
@@ -166,10 +171,10 @@ class DataCheckHook(Hook):
         for files in splits.values():
             digest = _digest(files)
             if digest not in seen:
-                own = look_at_all(files[get_rank() :: get_world_size()], 'Checking data')
+                own = check_samples(files[get_rank() :: get_world_size()])
                 found = [one for part in all_gather_object(own) for one in part]
                 problems += [one.problem for _, one in found if one.problem]
-                turned = [(image, one.picture) for image, one in found if not one.problem]
+                turned = [(image, one.image) for image, one in found if not one.problem]
                 seen[digest] = describe_turned(turned) if turned else ''
             if seen[digest]:
                 runner.logger.warning(seen[digest])
@@ -197,7 +202,7 @@ def _is_training(runner: Runner) -> bool:
     return isinstance(runner.optim_wrapper, OptimWrapper)
 
 
-def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[File]:
+def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[Sample]:
     """All files that a loop reads. What is ignored is the loss's in training, and the metric's in evaluation."""
     model = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -216,7 +221,7 @@ def describe(problems: list[str], num_files: int) -> str:
     return '\n  '.join(lines)
 
 
-def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[File]:
+def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[Sample]:
     """Image, mask and rule of every sample that is read from plain files, however datasets are wrapped.
 
     Args:
@@ -243,7 +248,7 @@ def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Ite
         for i in range(len(dataset)):
             sample = dataset.get_data_info(i)
             if 'img_path' in sample and not re.match(r'\w\w+:', sample['img_path']):  # s3://…
-                yield File(sample['img_path'], sample.get('seg_map_path') if annotations else None, rule, reader)
+                yield Sample(sample['img_path'], sample.get('seg_map_path') if annotations else None, rule, reader)
 
 
 def _is_stock(step: object) -> bool:
@@ -269,7 +274,7 @@ def _reader(dataset: BaseDataset, name: str) -> object | None:
     return None
 
 
-def _digest(files: Iterable[File]) -> str:
+def _digest(files: Iterable[Sample]) -> str:
     """Changes with a name, size or time of a file, with a rule or reader, and with what is checked."""
     digest = hashlib.sha256(CHECKS)
     for file in files:

@@ -14,7 +14,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-ORIENTATION, TURNED, LYING = 0x0112, range(2, 9), range(5, 9)  # the Exif tag; its values that change an image, or its sides
+ORIENTATION, TURNED, SIDEWAYS = (
+    0x0112,
+    range(2, 9),
+    range(5, 9),
+)  # the Exif tag; its values that change an image, or its sides
 MAX_PIXELS = 1 << 30  # that OpenCV reads
 SURE_PIXELS, SURE_SIDE = MAX_PIXELS >> 2, 1 << 18  # far from OpenCV's limits
 RARE_JPEG = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # lossless, hierarchical, arithmetic
@@ -54,10 +58,10 @@ class Reader:
         return mmcv.imfrombytes(content, flag=self.flag, backend=self.backend)
 
 
-AS_A_RUN = Reader()  # with the options that all configs of the toolbox have
+DEFAULT_READER = Reader()  # with the options that all configs of the toolbox have
 
 
-class Picture(NamedTuple):
+class ImageInfo(NamedTuple):
     """What a look at an image file gives.
 
     Attributes:
@@ -69,7 +73,7 @@ class Picture(NamedTuple):
     orientation: int
 
 
-def inspect_image(path: str | Path, reader: Reader = AS_A_RUN) -> Picture:
+def inspect_image(path: str | Path, reader: Reader = DEFAULT_READER) -> ImageInfo:
     """Size and orientation of an image as a run reads it, once it is sure that it does.
 
     A PNG's checksums, or a JPEG's head and end mark, tell; every other kind is decoded by the reader itself.
@@ -82,7 +86,7 @@ def inspect_image(path: str | Path, reader: Reader = AS_A_RUN) -> Picture:
     try:
         with Image.open(path) as image:
             kind, tag = image.format, orientation_of(image)
-            if _is_sure(image, path) and reader == AS_A_RUN:
+            if _is_sure(image, path) and reader == DEFAULT_READER:
                 size = image.size[::-1]
     except UnidentifiedImageError:  # the reader may know the kind
         pass
@@ -91,16 +95,16 @@ def inspect_image(path: str | Path, reader: Reader = AS_A_RUN) -> Picture:
     turned = tag in TURNED and applies_orientation(reader, kind)
     if size is None:
         size = reader.read(path).shape[:2]
-    elif turned and tag in LYING:
+    elif turned and tag in SIDEWAYS:
         size = size[::-1]
-    return Picture(size, tag if turned else 1)
+    return ImageInfo(size, tag if turned else 1)
 
 
 @cache
 def applies_orientation(reader: Reader, kind: str | None) -> bool:
     """Whether a reader applies the Exif orientation of a Pillow format: OpenCV has learnt it one by one, so it is tried."""
     exif, file = Image.Exif(), io.BytesIO()
-    exif[ORIENTATION] = LYING[0]
+    exif[ORIENTATION] = SIDEWAYS[0]
     try:
         Image.new('RGB', (2, 1)).save(file, 'JPEG' if kind == 'MPO' else kind, exif=exif)
         return reader.decode(file.getvalue()).shape[:2] == (2, 1)

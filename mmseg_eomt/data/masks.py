@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmseg_eomt.data.images import AS_A_RUN, LYING, TURNED, Picture, Reader, broken, inspect_image, orientation_of
+from mmseg_eomt.data.images import DEFAULT_READER, SIDEWAYS, TURNED, ImageInfo, Reader, broken, inspect_image, orientation_of
 
 REMOVE_TAG = 'remove the tag of the image (exiftool -Orientation= FILE)'
 
@@ -15,7 +15,7 @@ REMOVE_TAG = 'remove the tag of the image (exiftool -Orientation= FILE)'
 class Pair(NamedTuple):
     """An image and its mask: what :func:`inspect_image` and :func:`read_mask` give."""
 
-    picture: Picture
+    image: ImageInfo
     values: np.ndarray
     palette: list[int] | None
 
@@ -51,29 +51,29 @@ def read_mask(path: str | Path) -> tuple[np.ndarray, list[int] | None]:
     return mask[..., :3] if mask.ndim == 3 else mask, palette
 
 
-def read_pair(image: str | Path, mask: str | Path, reader: Reader = AS_A_RUN) -> Pair:
+def read_pair(image: str | Path, mask: str | Path, reader: Reader = DEFAULT_READER) -> Pair:
     """Look at an image and read its mask.
 
     Raises:
         ValueError: If a file cannot be used or their sizes differ, in a sentence that begins with the file.
     """
-    picture = inspect_image(image, reader)
+    info = inspect_image(image, reader)
     values, palette = read_mask(mask)
-    if values.shape[:2] != picture.size:
-        shown = '{1}×{0}'.format(*values.shape), '{1}×{0}'.format(*picture.size)
+    if values.shape[:2] != info.size:
+        shown = '{1}×{0}'.format(*values.shape), '{1}×{0}'.format(*info.size)
         turned = ''
-        if picture.orientation in LYING:
+        if info.orientation in SIDEWAYS:
             turned = (
-                f' once its Exif orientation ({picture.orientation}) is applied, as the reader does; masks are read as '
+                f' once its Exif orientation ({info.orientation}) is applied, as the reader does; masks are read as '
                 f'stored. If the mask was drawn on the stored pixels, {REMOVE_TAG}'
             )
         raise ValueError(f'{mask}: the mask is {shown[0]} pixels, but its image {image} is {shown[1]}{turned}')
-    return Pair(picture, values, palette)
+    return Pair(info, values, palette)
 
 
-def describe_turned(images: list[tuple[str, Picture]]) -> str:
+def describe_turned(images: list[tuple[str, ImageInfo]]) -> str:
     """What to know of images that the reader turns or mirrors, while their masks are read as stored."""
-    blind = [image for image, (size, orientation) in images if orientation not in LYING or size[0] == size[1]]
+    blind = [image for image, (size, orientation) in images if orientation not in SIDEWAYS or size[0] == size[1]]
     text = f'{len(images)} images carry an Exif orientation, which the reader applies, while masks are read as stored'
     if not blind:
         return f'{text}; these masks have the size of the turned image (the first: {images[0][0]}).'

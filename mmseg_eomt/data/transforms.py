@@ -45,7 +45,7 @@ class EoMTColorJitter(BaseTransform):
         """Change ``results['img']``."""
         if results['img'].dtype != np.uint8:
             raise ValueError(
-                f'EoMTColorJitter needs an image of uint8, got {results["img"].dtype}: leave out to_float32 of '
+                f'EoMTColorJitter needs an image of uint8, got {results["img"].dtype}: remove to_float32 from '
                 f'LoadImageFromFile.'
             )
         steps = [self._change_contrast, self._change_saturation, self._change_hue]
@@ -111,7 +111,7 @@ class EoMTResize(Resize):
         image, path = results['img'], results.get('img_path') or 'an image'
         if image.dtype != np.uint8:
             raise ValueError(
-                f'EoMTResize needs an image of uint8, and {path} is {image.dtype}: leave out to_float32 of '
+                f'EoMTResize needs an image of uint8, and {path} is {image.dtype}: remove to_float32 from '
                 f'LoadImageFromFile, or use Resize.'
             )
         sides = image.shape[:2]

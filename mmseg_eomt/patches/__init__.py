@@ -1,4 +1,4 @@
-"""Functions of the toolbox that the plugin wraps: each once, and told apart from what others wrap."""
+"""Functions of the toolbox that the plugin replaces: each once, whoever else wraps it."""
 
 import functools
 from collections.abc import Callable

@@ -15,22 +15,8 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from packaging.version import Version
-
 from mmseg_eomt.patches import patch
-
-# import name: (distributions that provide it, the usual one first; first version; first version that is too new)
-REQUIRED = {
-    'torch': (('torch',), '2.6', '3'),
-    'mmengine': (('mmengine', 'onedl-mmengine'), '0.10.5', '1'),
-    'mmcv': (('mmcv-lite', 'mmcv', 'onedl-mmcv'), '2.0.0', '2.2'),
-    'mmseg': (('mmsegmentation', 'onedl-mmsegmentation'), '1.2.2', '2'),
-    'ftfy': (('ftfy',), '6', '7'),
-    'regex': (('regex',), '2022', '3000'),
-    'scipy': (('scipy',), '1.6', '2'),
-    'safetensors': (('safetensors',), '0.4', '1'),
-    'huggingface_hub': (('huggingface_hub',), '0.25', '3'),
-}
+from mmseg_eomt.requirements import check_packages
 
 
 def apply() -> None:
@@ -48,26 +34,6 @@ def apply() -> None:
     register_attention_flops()
     register_visualizer()
     register_forks()
-
-
-def check_packages() -> None:
-    """Raise an ImportError with the repairing command if a package is missing or its version does not fit."""
-    for module, (names, first, too_new) in REQUIRED.items():
-        if importlib.util.find_spec(module) is None:
-            raise ImportError(
-                f'mmseg_eomt needs {names[0]}, which is not installed: run pip install "{names[0]}>={first},<{too_new}"'
-            )
-        for name in names:
-            try:
-                version = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-            # the forks count their versions anew
-            if not name.startswith('onedl-') and not Version(first) <= Version(version) < Version(too_new):
-                raise ImportError(
-                    f'mmseg_eomt needs {name} from {first} to below {too_new}, but {version} is installed: '
-                    f'run pip install "{name}>={first},<{too_new}"'
-                )
 
 
 class _MissingOps(types.ModuleType):

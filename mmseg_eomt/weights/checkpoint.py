@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,7 @@ class Checkpoint:
     meta: Mapping[str, Any] = field(default_factory=dict)
     purpose: Literal['init', 'train', 'resume', 'predict'] | None = None
     is_fitted: bool = False
+    _recognised: 'Recognised | None' = None
     _parsed: 'ViTWeights | None' = None
 
     @classmethod
@@ -74,11 +75,22 @@ class Checkpoint:
         """Whether a new run starts from it, so that heads of another size may be randomly initialised."""
         return self.purpose in ('init', 'train')
 
-    def parse(self, state_dict: StateDict) -> 'ViTWeights':
+    def recognise(self, tensors: StateDict) -> 'Recognised':
+        """As :func:`recognise_checkpoint`, once; again if mmengine's ``revise_keys`` has changed names."""
+        if self._recognised is None or self._recognised.names != tensors.keys():
+            self._recognised, self._parsed = recognise_checkpoint(tensors), None
+        return self._recognised
+
+    def parse(self, tensors: StateDict) -> 'ViTWeights':
         """As :func:`parse_checkpoint`, once for all models that take weights from it."""
+        recognised = self.recognise(tensors)
         if self._parsed is None:
-            self._parsed = parse_checkpoint(state_dict, self.source)
+            self._parsed = _whole(_read(recognised, self.source), self.source)
         return self._parsed
+
+    def fitted(self, state_dict: StateDict) -> StateDict:
+        """A state dict that is of the model that takes it, with this checkpoint."""
+        return replace(self, is_fitted=True, _recognised=None, _parsed=None).attach(state_dict)
 
 
 def noted_arch(checkpoint: object) -> object:
@@ -160,14 +172,34 @@ def recognise(state_dict: StateDict) -> Format | None:
     return next((known for known in FORMATS if known.matches(state_dict)), None)
 
 
-def recognise_part(state_dict: StateDict) -> tuple[Format | None, StateDict, StateDict]:
-    """As :func:`recognise`, also for the backbone of a classifier or segmentor: the format, what is in it, and the rest."""
-    known = recognise(state_dict)
-    if known is not None:
-        return known, state_dict, {}
-    part = {name.removeprefix('backbone.'): v for name, v in state_dict.items() if name.startswith('backbone.')}
-    rest = {name: value for name, value in state_dict.items() if not name.startswith('backbone.')}
-    return recognise(part), part, rest
+@dataclass(frozen=True)
+class Recognised:
+    """What format the tensors of a checkpoint are in.
+
+    Attributes:
+        format: The public format; None for our own segmentor's, and where none is known.
+        is_own: Whether they are those of a segmentor with :class:`EoMTViT` and :class:`EoMTHead`.
+        part: The tensors that are in the format: all, or the backbone of a classifier or segmentor.
+        rest: The others.
+        names: Of all of them.
+    """
+
+    format: Format | None
+    is_own: bool
+    part: StateDict
+    rest: StateDict
+    names: frozenset[str]
+
+
+def recognise_checkpoint(tensors: StateDict) -> Recognised:
+    """As :func:`recognise`, also for our own segmentor, and for the backbone of a classifier or segmentor."""
+    own = is_own(tensors)
+    known = None if own else recognise(tensors)
+    if own or known is not None:
+        return Recognised(known, own, tensors, {}, frozenset(tensors))
+    part = {name.removeprefix('backbone.'): v for name, v in tensors.items() if name.startswith('backbone.')}
+    rest = {name: value for name, value in tensors.items() if not name.startswith('backbone.')}
+    return Recognised(recognise(part), False, part, rest, frozenset(tensors))
 
 
 def is_own(state_dict: StateDict) -> bool:
@@ -186,7 +218,18 @@ def parse_checkpoint(checkpoint: object, source: str) -> ViTWeights:
     Raises:
         ValueError: If the format is not known, or if it is a delta without its base.
     """
-    found = parse_delta(checkpoint, source)
+    return _whole(parse_delta(checkpoint, source), source)
+
+
+def parse_delta(checkpoint: object, source: str) -> ViTWeights:
+    """As :func:`parse_checkpoint`, for a file that may be a delta."""
+    tensors = tensors_of(checkpoint)
+    if not tensors:
+        raise ValueError(f'{source} is in no format that is known here: it has {type(checkpoint).__name__}. {_known()}')
+    return _read(recognise_checkpoint(tensors), source)
+
+
+def _whole(found: ViTWeights, source: str) -> ViTWeights:
     if is_delta(found):
         raise ValueError(
             f'{source} holds differences to DINOv3, not weights: name it together with the DINOv3 file it was made from, as '
@@ -195,19 +238,20 @@ def parse_checkpoint(checkpoint: object, source: str) -> ViTWeights:
     return found
 
 
-def parse_delta(checkpoint: object, source: str) -> ViTWeights:
-    """As :func:`parse_checkpoint`, for a file that may be a delta."""
-    state_dict = tensors_of(checkpoint)
-    if is_own(state_dict):
-        weights = from_segmentor(state_dict)
+def _known() -> str:
+    return f'Known are: {", ".join(dict.fromkeys(known.name.split(" (tr")[0] for known in FORMATS))}, {OWN}.'
+
+
+def _read(recognised: Recognised, source: str) -> ViTWeights:
+    known, part, rest = recognised.format, recognised.part, recognised.rest
+    if recognised.is_own:
+        weights = from_segmentor(part)
         check_complete(weights, source, OWN)
         check_form(weights, source)
         return ViTWeights(source, OWN, True, weights)
-    known, part, rest = recognise_part(state_dict)
     if known is None:
-        found = sorted(state_dict)[:4] or type(checkpoint).__name__
-        names = ', '.join(dict.fromkeys(known.name.split(' (tr')[0] for known in FORMATS))
-        raise ValueError(f'{source} is in no format that is known here: it has {found}. Known are: {names}, {OWN}.')
+        names = sorted({*(f'backbone.{name}' for name in part), *rest})[:4]
+        raise ValueError(f'{source} is in no format that is known here: it has {names}. {_known()}')
     try:
         weights = known.read(part)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Fitting a checkpoint to a model: other patch sizes, grids, classes and queries, or a clear error."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.logging import print_log
@@ -15,9 +15,7 @@ from mmseg_eomt.weights.checkpoint import (
     OWN_KINDS,
     Checkpoint,
     ViTWeights,
-    is_own,
     recognise,
-    recognise_part,
     tensors_of,
 )
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict, is_gated
@@ -338,15 +336,17 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
         check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
         return state_dict
     is_whole = '' not in parts
-    foreign = not (is_whole and is_own(given)) and recognise_part(given)[0] is not None
-    if is_own(given) and given.keys() != state_dict.keys():  # of a compiled model
+    recognised = checkpoint.recognise(given)
+    own_kind = is_whole and recognised.is_own
+    foreign = not own_kind and (recognised.is_own or recognised.format is not None)
+    if own_kind and given.keys() != state_dict.keys():  # of a compiled model
         state_dict = checkpoint.attach(given)
     if not foreign and _is_alike(own, given):
         return state_dict
-    if is_whole and not (foreign or is_own(given)) and given.keys() & own.keys():
+    if is_whole and not (foreign or own_kind) and given.keys() & own.keys():
         check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
         return state_dict
-    found = checkpoint.parse(state_dict)  # an error tells what it has, and which formats are known
+    found = checkpoint.parse(given)  # an error tells what it has, and which formats are known
     first = next(iter(parts.values()))
     names = {f'{prefix}{name}': whole for prefix, part in parts.items() for name, whole in vit_names(part).items()}
     tensors = {whole: own[name] for name, whole in names.items()}
@@ -358,7 +358,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     fitted |= {name: filled[whole] for name, whole in names.items() if whole in filled}
     if is_whole and not foreign:
         fitted |= {name: value for name, value in state_dict.items() if not name.startswith(tuple(parts))}
-    return replace(checkpoint, is_fitted=True).attach(fitted)
+    return checkpoint.fitted(fitted)
 
 
 def _parts_of(model: nn.Module) -> dict[str, nn.Module]:

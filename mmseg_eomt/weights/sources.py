@@ -19,7 +19,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader, checkpoint
 from torch import nn
 
-from mmseg_eomt.weights.checkpoint import Checkpoint, add_base, is_own, parse_checkpoint, parse_delta, recognise, tensors_of
+from mmseg_eomt.weights.checkpoint import Checkpoint, add_base, parse_checkpoint, parse_delta, tensors_of
 from mmseg_eomt.weights.checkpoint_io import NAMES, check_checkpoint, find_in_folder, naming, read_file, shards_of
 from mmseg_eomt.whole import whole_file
 
@@ -252,9 +252,11 @@ def _as_checkpoint(loaded: dict[str, Any], name: str) -> dict[str, Any]:
     """A file as the toolbox expects it: public ViTs and EoMTs are bare state dicts, or come without ``meta``."""
     if 'state_dict' not in loaded:
         weights = tensors_of(loaded)
-        if not (is_own(weights) or recognise(weights) is not None):
-            return Checkpoint(name).attach(loaded)
-        loaded = dict(state_dict=weights)
+        checkpoint = Checkpoint(name)
+        recognised = checkpoint.recognise(weights)
+        if recognised.is_own or (recognised.format and not recognised.rest):
+            return dict(state_dict=checkpoint.attach(weights), meta={})
+        return checkpoint.attach(loaded)
     loaded.setdefault('meta', {})
     return {**loaded, 'state_dict': Checkpoint(name, loaded['meta']).attach(loaded['state_dict'])}
 

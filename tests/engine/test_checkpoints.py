@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.resume import last_whole_checkpoint
@@ -77,6 +78,30 @@ def test_one_checkpoint_is_kept_where_one_is_asked_for(small_config):
     runner = Runner.from_cfg(small_config(**changes, **{'default_hooks.checkpoint.save_best': 'mIoU'}))
     runner.train()
     assert checkpoints(Path(runner.work_dir)) == ['best_mIoU_iter_3.pth', 'iter_3.pth']
+
+
+def test_one_best_checkpoint_of_each_metric_is_kept(small_config):
+    """aAcc gets better once, mIoU each time."""
+    changes = {'default_hooks.checkpoint.save_best': ['mIoU', 'aAcc'], 'default_hooks.checkpoint.rule': 'greater'}
+    runner = Runner.from_cfg(small_config(**changes, **{'train_cfg.val_interval': 1}))
+
+    class Scores(Hook):
+        def after_val_epoch(self, runner, metrics: dict) -> None:
+            metrics.update(mIoU=runner.iter, aAcc=-runner.iter)
+
+    runner.register_hook(Scores())
+    runner.train()
+    assert sorted(path.name for path in Path(runner.work_dir).glob('best_*')) == [
+        'best_aAcc_iter_1.pth',
+        'best_mIoU_iter_3.pth',
+    ]
+
+
+def test_a_checkpoint_hook_that_is_not_the_plugins_is_warned_of(small_config, capfd):
+    config = small_config(max_iters=1)
+    config.default_hooks.checkpoint.type = CheckpointHook
+    Runner.from_cfg(config).train()
+    assert "CheckpointHook is not mmseg_eomt's: a run that is killed while it saves may lose" in ''.join(capfd.readouterr())
 
 
 def test_a_copied_run_does_not_delete_the_best_checkpoint_of_the_run_that_it_is_a_copy_of(small_config, tmp_path):

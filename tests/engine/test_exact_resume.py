@@ -60,6 +60,8 @@ def train(config: Config, stop: int | None = None) -> tuple[Runner, list[tuple]]
         runner.register_hook(_Stop(stop), priority='LOWEST')
         with pytest.raises(KeyboardInterrupt):
             runner.train()
+    # ends worker processes at once; the garbage collector closes their queues first and then waits 5 s for each
+    runner.train_dataloader._iterator = runner.train_loop.dataloader_iterator = None
     return runner, note.seen
 
 

@@ -61,8 +61,8 @@ def judge(end: End, name: str, canary: Path, expected: list[dict[str, Any]], har
 
 
 def last_place(trace: str) -> str:
-    """File and line of the plugin that a traceback was last in; the commands of `tools` only pass errors on."""
-    places = re.findall(r'File "[^"]*/(mmseg_eomt/[^"]+)", line (\d+)', trace)
+    """File and line of the plugin that a traceback was last in; its commands only pass errors on."""
+    places = re.findall(r'File "[^"]*/(mmseg_eomt/(?!commands/)[^"]+)", line (\d+)', trace)
     return ':'.join(places[-1]) if places else 'no line of the plugin'
 
 

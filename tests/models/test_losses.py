@@ -34,7 +34,7 @@ def mask_loss_of_rank(rank: int, port: int, out: str) -> None:
 
 
 def test_the_number_of_masks_is_averaged_over_all_processes(tmp_path):
-    mp.spawn(mask_loss_of_rank, (int(free_port()), str(tmp_path)), nprocs=2)
+    mp.start_processes(mask_loss_of_rank, (int(free_port()), str(tmp_path)), nprocs=2, start_method='fork')
     ranks = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1)]
     assert [rank['num_masks'] for rank in ranks] == [4, 10]
     for rank in ranks:

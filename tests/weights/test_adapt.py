@@ -1,15 +1,19 @@
 """Weights of a ViT are fitted to the model as timm does, and never half loaded."""
 
 import re
+from collections import OrderedDict
 
+import mmengine.runner.checkpoint
 import pytest
 import torch
 from conftest import reference
 from layouts import Sizes, dinov3_release, timm_vit
 from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.weights import checkpoint as checkpoint_module
 from mmseg_eomt.weights.checkpoint import recognise
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
@@ -187,3 +191,19 @@ def test_the_log_tells_what_was_loaded_adapted_left_out_and_made(release, capsys
             'randomly initialised  query_embed; class_head; mask_head; upscale',
         ],
     ]
+
+
+def test_a_format_is_recognised_once_and_again_where_names_change_on_the_way(release, monkeypatch):
+    given = CheckpointLoader.load_checkpoint(release()['checkpoint'], map_location='cpu')['state_dict']
+    looked = []
+    monkeypatch.setattr(checkpoint_module, 'recognise', lambda tensors: looked.append(1) or recognise(tensors))
+    for part in (EoMTViT(ARCH, 64, num_joint_blocks=1), EoMTHead(19, ARCH, num_joint_blocks=1)):
+        mmengine.runner.checkpoint.load_state_dict(part, given)
+    assert not looked, 'it was recognised when the file was read'
+
+    renamed = OrderedDict((f'backbone.{name}', value) for name, value in given.items())
+    renamed._metadata = given._metadata
+    model = EoMTViT(ARCH, 64, num_joint_blocks=1)
+    mmengine.runner.checkpoint.load_state_dict(model, renamed)
+    assert looked
+    torch.testing.assert_close(model.patch_embed.proj.bias, given['patch_embed.proj.bias'], rtol=0, atol=0)

@@ -102,7 +102,7 @@ def _values_as_classes(stats: Sequence[MaskStats], not_trained: set[int], usual:
     if stats[0].colours and len(kept) > MAX_COLOURS:
         raise ValueError(
             f'The masks hold {len(kept)} colours. Are they photographs, or were they saved as JPEG or with smoothed '
-            f'edges? Give masks with one colour a class, or --classes with the name and colour of each.'
+            f'edges? Give masks with one colour per class, or --classes with the name and colour of each.'
         )
     return kept
 

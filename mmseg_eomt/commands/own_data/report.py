@@ -10,7 +10,7 @@ from mmseg_eomt.commands.own_data.class_mapping import IGNORED, WHITES, ClassMap
 from mmseg_eomt.commands.own_data.mask_stats import MaskStats, Totals, pack, show, totals
 from mmseg_eomt.commands.own_data.pairing import Pairs
 from mmseg_eomt.data.check import describe
-from mmseg_eomt.data.images import Picture
+from mmseg_eomt.data.images import ImageInfo
 from mmseg_eomt.data.masks import describe_turned
 
 RARE = 1e-4  # fraction of the pixels
@@ -29,7 +29,7 @@ def print_pairs(pairs: Pairs) -> None:
 
 def print_findings(stats: dict[str, MaskStats], mapping: ClassMapping) -> None:
     """Print sizes, the kind of masks and a table of the classes."""
-    turned = [(name, Picture(one.size, one.orientation)) for name, one in stats.items() if one.orientation != 1]
+    turned = [(name, ImageInfo(one.size, one.orientation)) for name, one in stats.items() if one.orientation != 1]
     if turned:
         print(f'  {describe_turned(turned)}')
     sizes = Counter(one.size for one in stats.values()).most_common()

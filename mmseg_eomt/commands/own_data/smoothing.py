@@ -31,7 +31,7 @@ def refuse_smoothed(stats: Sequence[MaskStats]) -> None:
         raise ValueError(
             f'{len(found)} of the {len(occurring)} values in the masks ({shown}) are only on borders between a lower and a '
             f'higher value, most of them in {paths[0]}: these masks were saved with smoothed edges (antialiasing, '
-            f'resizing with interpolation, JPEG). Give masks of one value a class, or --classes with the value of each.'
+            f'resizing with interpolation, JPEG). Give masks with one value per class, or --classes with the value of each.'
         )
 
 

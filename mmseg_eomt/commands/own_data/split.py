@@ -43,7 +43,7 @@ def split(names: list[str], all_names: Iterable[str], fraction: float, seed: int
 
     Args:
         names: Images that can be used, by their path below their folder.
-        all_names: All images, also those that cannot be used: they tell which folders there are.
+        all_names: All images, also those that cannot be used: they say which folders there are.
         fraction: Of the images to hold out.
         seed: Of the draw.
 
