@@ -1,4 +1,4 @@
-"""A trained model, ready to predict."""
+"""Load a trained model to predict with, and the names and colours of its classes."""
 
 import copy
 import warnings
@@ -44,31 +44,36 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
     config.test_pipeline = copy.deepcopy(dataset['pipeline'])
     model = init_model(config, checkpoint, device=device or get_device())
-    if not isinstance(model.dataset_meta, dict):
-        raise ValueError(
-            f'{checkpoint} cannot be used: its dataset_meta is a {type(model.dataset_meta).__name__}, and the names of the '
-            f'classes by name belong there.'
-        )
-    trained = {'classes': [], **names_and_colours(model.dataset_meta)}
-    model.dataset_meta = class_names(dataset) or trained
-    names, num_classes = model.dataset_meta['classes'], model.decode_head.num_classes
-    if 'palette' in trained and trained['classes'] != names:
-        warnings.warn(
-            f"The names of the classes are the config's, {names}; the checkpoint was trained with {trained['classes']}.",
-            stacklevel=2,
-        )
-    if len(names) != num_classes:
-        raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {names}.')
-    if len(model.dataset_meta.setdefault('palette', make_palette(num_classes))) != num_classes:
-        raise ValueError(
-            f'{num_classes} classes need as many colours, but palette has {len(model.dataset_meta["palette"])}.'
-        )
+    model.dataset_meta = _class_meta(model, dataset, checkpoint)
     if tuner_layers(model):
         try:
             merge(model)
         except ValueError as error:
             print_log(f'Adapters were not merged: {error}', logger='current')
     return model
+
+
+def _class_meta(model: nn.Module, dataset: dict[str, Any], checkpoint: str) -> dict[str, list]:
+    """Names and colours of a model's classes: of its test data, else of its checkpoint."""
+    noted, num_classes = model.dataset_meta, model.decode_head.num_classes
+    if not isinstance(noted, dict):
+        raise ValueError(
+            f'{checkpoint} cannot be used: its dataset_meta is a {type(noted).__name__}, and the names of the classes by '
+            f'name belong there.'
+        )
+    trained = {'classes': [], **names_and_colours(noted)}
+    meta = class_names(dataset) or trained
+    names = meta['classes']
+    if 'palette' in trained and trained['classes'] != names:
+        warnings.warn(
+            f"The names of the classes are the config's, {names}; the checkpoint was trained with {trained['classes']}.",
+            stacklevel=3,
+        )
+    if len(names) != num_classes:
+        raise ValueError(f'The model has {num_classes} classes, but the names of its data are {len(names)}: {names}.')
+    if len(meta.setdefault('palette', make_palette(num_classes))) != num_classes:
+        raise ValueError(f'{num_classes} classes need as many colours, but palette has {len(meta["palette"])}.')
+    return meta
 
 
 def is_rgb(model: nn.Module) -> bool:

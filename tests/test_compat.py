@@ -2,6 +2,7 @@
 
 import http.server
 import subprocess
+import sys
 import threading
 from functools import partial
 from importlib import import_module, metadata

@@ -29,21 +29,21 @@ from mmseg_eomt.whole import whole_file
 
 def info(checkpoint: str) -> None:
     """Print what a checkpoint holds."""
-    loaded, given = read(checkpoint)
+    loaded, note = read(checkpoint)
     weights = weights_of(loaded)
     adapters = {name: value for name, value in weights.items() if is_adapter(name)}
-    print(f'{checkpoint}: {kind(loaded, given)}')
+    print(f'{checkpoint}: {kind(loaded, note)}')
     for name in ('iter', 'epoch', 'experiment_name', 'time'):
         if name in loaded.get('meta', {}):
             print(f'  {name:<18}{loaded["meta"][name]}')
     print(f'  {"weights":<18}{sizes(weights)}')
-    if given is None:
+    if note is None:
         return
     print(f'  {"adapters":<18}{sizes(adapters)}')
-    for name, value in chosen(given['peft'] or {}).items():
+    for name, value in chosen(note['peft'] or {}).items():
         print(f'  {name:<18}{value}')
-    print(f'  {"fully trained":<18}{", ".join(given["trainable_modules"]) or "nothing"}')
-    base = given['base']
+    print(f'  {"fully trained":<18}{", ".join(note["trainable_modules"]) or "nothing"}')
+    base = note['base']
     for module, source in base['init_cfg'].items():
         print(f'  {"base":<18}{source["checkpoint"]} (init_cfg of {module or "the model"})')
     if base['load_from']:
@@ -53,11 +53,11 @@ def info(checkpoint: str) -> None:
 
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
-    loaded, given = read(checkpoint)
-    model = build(config, checkpoint, given)
+    loaded, note = read(checkpoint)
+    model = build(config, checkpoint, note)
     meta = loaded.get('meta', {})
     known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH_NOTE) if name in meta}
-    save_adapter(model, folder, base=given['base'], meta=known)
+    save_adapter(model, folder, base=note['base'], meta=known)
     size = sum(path.stat().st_size for path in Path(folder).glob('adapter_*'))
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')
 
@@ -66,8 +66,8 @@ def merge(config: str, checkpoint: str, out: str) -> None:
     """Write a plain checkpoint."""
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
-    loaded, given = read(checkpoint)
-    model = build(config, checkpoint, given)
+    loaded, note = read(checkpoint)
+    model = build(config, checkpoint, note)
     if tuner_layers(model):  # without any, the trained modules are in the model already
         merge_adapters(model)
     meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
@@ -81,10 +81,10 @@ def diff(first: str, second: str) -> None:
     """Print what differs between two checkpoints."""
     (one, one_note), (two, two_note) = read(first), read(second)
     print(f'a  {first}: {kind(one, one_note)}\nb  {second}: {kind(two, two_note)}')
-    given, other = ((note or {}).get('peft') or {} for note in (one_note, two_note))
-    different = [name for name in sorted(given.keys() | other.keys()) if given.get(name) != other.get(name)]
-    for name in different:
-        print(f'  {name}: a {given.get(name)}, b {other.get(name)}')
+    options, others = ((note or {}).get('peft') or {} for note in (one_note, two_note))
+    for name in sorted(options.keys() | others.keys()):
+        if options.get(name) != others.get(name):
+            print(f'  {name}: a {options.get(name)}, b {others.get(name)}')
     if one_note and two_note:
         bases = [note['base']['fingerprints'] for note in (one_note, two_note)]
         changed = [name for name in bases[0].keys() & bases[1].keys() if bases[0][name] != bases[1][name]]
@@ -119,19 +119,19 @@ def read(checkpoint: str) -> tuple[dict, dict | None]:
     return loaded, note_of(loaded)
 
 
-def build(config: str, checkpoint: str, given: dict | None) -> torch.nn.Module:
+def build(config: str, checkpoint: str, note: dict | None) -> torch.nn.Module:
     """The adapted model of a checkpoint."""
-    if given is None:
+    if note is None:
         raise ValueError(f'{checkpoint} has no adapters.')
     return init_model(config, checkpoint, device='cpu')
 
 
-def kind(loaded: dict, given: dict | None) -> str:
+def kind(loaded: dict, note: dict | None) -> str:
     """What sort of checkpoint it is, in words."""
-    if given is None:
+    if note is None:
         return 'plain checkpoint' + (', merged' if loaded.get('meta', {}).get('merged') else '')
-    method = (given['peft'] or {}).get('peft_type', 'no adapters, fully trained modules')
-    return f'{method}, {"with" if given["complete"] else "without"} the base weights'
+    method = (note['peft'] or {}).get('peft_type', 'no adapters, fully trained modules')
+    return f'{method}, {"with" if note["complete"] else "without"} the base weights'
 
 
 def sizes(weights: dict) -> str:

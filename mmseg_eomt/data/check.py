@@ -1,4 +1,4 @@
-"""Every file of a run's data, looked at before the run."""
+"""The check of all images and masks that a run reads, before its first iteration."""
 
 import hashlib
 import os

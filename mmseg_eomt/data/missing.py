@@ -1,4 +1,4 @@
-"""A dataset that finds no files says where it looked."""
+"""Which folders and lists of a dataset are missing or empty: the reason why it finds no files."""
 
 import inspect
 from collections.abc import Iterator
