@@ -9,8 +9,8 @@ call takes above what the process has before it (on a GPU, above what is allocat
 
 - headline: a training step of a ViT-S at 512×512, batch 2: forward, losses of all layers, backward; all parameters and LoRA.
 - inference: image to class scores of all pixels, and training: a step of all parameters; over image sizes and batches.
-- assembly: queries' masks and classes to scores at 1024×1024, as it is written, in strips, and with 80 of 100 queries left
-  out.
+- assembly: semantic inference (queries' masks and classes to scores) at 1024×1024, as it is written, in strips, and with
+  80 of 100 queries excluded.
 - tricks: the headline step and an inference at 1024×1024 with one trick undone at a time; undoing the layout of the mask
   module undoes what stands on it.
 
@@ -62,7 +62,7 @@ SECTIONS = ('headline', 'inference', 'training', 'assembly', 'tricks')
 
 
 def row(title: str, **figures: object) -> dict:
-    """Print and return a result: of two candidates, how much faster the first is, and its share of the second's memory."""
+    """Print and return a result: of two candidates, the speed-up of the first, and the fraction of the second's memory that it takes."""
     candidates = {name: figure for name, figure in figures.items() if isinstance(figure, dict)}
     print(f'{title:<46}', end='')
     print('   '.join(f'{name} {f["seconds"]:.3f} s {f["peak_mb"]} MB' for name, f in candidates.items()), end='')
@@ -70,13 +70,13 @@ def row(title: str, **figures: object) -> dict:
         first, second = candidates.values()
         figures['speed'] = round(second['seconds'] / first['seconds'], 2)
         figures['memory'] = round(first['peak_mb'] / second['peak_mb'], 2) if first['peak_mb'] else None
-        print(f'   {figures["speed"]}× as fast, {figures["memory"]}× the memory', end='')
+        print(f'   {figures["speed"]}× speed-up, {figures["memory"]}× the memory', end='')
     print(flush=True)
     return dict(title=title, **figures)
 
 
 def headline(meter: Meter, arch: str, device: str) -> list[dict]:
-    """A training step, all parameters and LoRA, with and without recomputation."""
+    """A training step, all parameters and LoRA, with and without activation checkpointing."""
     image, labels = example(512, 2, device)
     ours, theirs = models(arch, 512, device)
     rows = [dict(scores=check_scores(ours, theirs, image), losses=check_losses(ours, theirs, image, labels))]
@@ -90,17 +90,17 @@ def headline(meter: Meter, arch: str, device: str) -> list[dict]:
     taken = meter({name: partial(step, model.train(), image, labels) for name, model in candidates.items()})
     for title, mine, reference in (
         ('step, all parameters', 'ours', 'hugging_face'),
-        ('step, all, recomputation', 'again', 'hugging_face'),
+        ('step, all, activation checkpointing', 'again', 'hugging_face'),
         ('step, LoRA against all', 'lora', 'hugging_face'),
         ('step, LoRA against LoRA', 'lora', 'hugging_face_lora'),
-        ('step, LoRA, recomputation', 'lora_again', 'hugging_face_lora'),
+        ('step, LoRA, activation checkpointing', 'lora_again', 'hugging_face_lora'),
     ):
         rows.append(row(f'{arch} 512 batch 2: {title}', ours=taken[mine], hugging_face=taken[reference]))
     return rows
 
 
 def sweep(kind: str, meter: Meter, arch: str, device: str, sides: tuple[int, ...], batches: tuple[int, ...]) -> list[dict]:
-    """Inference or training steps over image sizes and batches; what would not fit the memory is left out."""
+    """Inference or training steps over image sizes and batches; what would not fit the memory is skipped."""
     rows = []
     for side in sides:
         ours, theirs = models(arch, side, device)
@@ -108,7 +108,7 @@ def sweep(kind: str, meter: Meter, arch: str, device: str, sides: tuple[int, ...
         for batch in batches:
             image, labels = example(side, batch, device)
             if per_image * batch > 0.7 * _total_mb(device):
-                print(f'{arch} {side} batch {batch}: left out, it would take about {per_image * batch / 1024:.0f} GB')
+                print(f'{arch} {side} batch {batch}: skipped, it would take about {per_image * batch / 1024:.0f} GB')
                 continue
             error = check_scores(ours, theirs, image)
             theirs.model.attn_mask_probs.fill_(float(kind == 'training'))
@@ -155,9 +155,9 @@ def assemble(meter: Meter, device: str) -> list[dict]:
         )
     )
     return [
-        row('assembly in strips', ours=taken['strips'], as_written=taken['as_written'], error=errors['strips']),
+        row('semantic inference in strips', ours=taken['strips'], as_written=taken['as_written'], error=errors['strips']),
         row(
-            f'assembly, queries below {tolerance} out',
+            f'semantic inference, queries below {tolerance} excluded',
             ours=taken['dropped'],
             as_written=taken['as_written'],
             error=errors['dropped'],
@@ -266,7 +266,7 @@ def matrix_rate(device: str) -> float:
 
 
 def large_lora(meter: Meter, device: str) -> list[dict]:
-    """ViT-L, 640×640, batch 4, LoRA: memory in all, tokens a second and share of the matrix rate."""
+    """ViT-L, 640×640, batch 4, LoRA: total memory, tokens per second and fraction of the matrix rate."""
     ours, theirs = models('large', 640, device)
     ours, _ = with_lora(ours, theirs)
     del theirs

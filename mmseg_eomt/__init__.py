@@ -6,12 +6,7 @@ repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
-from mmseg_eomt.engine import (  # noqa: E402
-    EoMTOptimWrapperConstructor,
-    LoRAHook,
-    MaskAnnealingHook,
-    TwoWarmupsPolyLR,
-)
+from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
 from mmseg_eomt.patches import runner  # noqa: E402

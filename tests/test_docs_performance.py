@@ -9,9 +9,12 @@ RESULTS = json.loads((ROOT / 'benchmarks' / 'results' / 'speed_cpu.json').read_t
 PAGE = (ROOT / 'docs' / 'performance.md').read_text(encoding='utf-8')
 
 
+OTHER = {'assembly': 'as written', 'tricks': 'without the trick'}  # what a section compares with, if not transformers
+
+
 def table(section: str) -> list[str]:
-    """The rows of a section's table."""
-    lines = ['| | here | other | as fast | memory |', '|---|---|---|---|---|']
+    """A section's table: two lines of heading, then its rows."""
+    lines = [f'| | ours | {OTHER.get(section, "transformers")} | speed-up | memory |', '|---|---|---|---|---|']
     for result in RESULTS[section]:
         if 'title' not in result:
             continue
@@ -26,7 +29,7 @@ def table(section: str) -> list[str]:
 def test_the_page_shows_what_was_measured(section):
     rows = table(section)
     assert len(rows) > 3
-    missing = [row for row in rows[2:] if row not in PAGE]
+    missing = [row for row in rows if row not in PAGE]
     assert not missing
 
 

@@ -40,14 +40,14 @@ def summarise(
         groups[f'{parts[0]} adapters' if name in adapters else '.'.join(parts[:2])] += parameter.numel()
     trained = sum(groups.values())
     width = max(len(group) for group in [*groups, 'trainable'])
-    lines = ['Adapted model: parameters that train']
+    lines = ['Adapted model: trainable parameters']
     lines += [f'  {group:<{width}}  {count:>13,}' for group, count in groups.items()]
     lines += [
         f'  {"trainable":<{width}}  {trained:>13,}',
         f'  {"frozen":<{width}}  {frozen:>13,}',
         f'  {trained / (trained + frozen):.2%} of all parameters train',
         _sizes(model, adapters, left_out or set(), optimizer_states),
-        '  layers a target matched: ' + (', '.join(f'{t} {len(names)}' for t, names in matches.items()) or 'no targets'),
+        '  matched layers per target: ' + (', '.join(f'{t} {len(names)}' for t, names in matches.items()) or 'no targets'),
     ]
     if full:
         lines += ['', 'Trained parameters']

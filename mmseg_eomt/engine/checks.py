@@ -236,13 +236,13 @@ def _check_number(runner: Runner, split: str, classes: Sequence[str]) -> None:
 
 def _check_names(runner: Runner, split: str, classes: list[str], trained: list[str], source: str) -> None:
     differing = [i for i, pair in enumerate(zip(classes, trained)) if _alike(pair[0]) != _alike(pair[1])]
-    told = [f'class {i} is {classes[i]!r} and not {trained[i]!r}' for i in differing[:NUM_SHOWN]]
-    told += [f'and so on ({len(differing)} in all)'] if len(differing) > NUM_SHOWN else []
+    found = [f'class {i} is {classes[i]!r} and not {trained[i]!r}' for i in differing[:NUM_SHOWN]]
+    found += [f'and so on ({len(differing)} in all)'] if len(differing) > NUM_SHOWN else []
     if len(classes) != len(trained):
-        told = [f'there are {len(classes)} and not {len(trained)}']
-    if told and runner.cfg.get('check_class_names', True):
+        found = [f'there are {len(classes)} and not {len(trained)}']
+    if found and runner.cfg.get('check_class_names', True):
         raise ValueError(
-            f"The {NAMES[split]} data's classes are not those of {source}: {', '.join(told)}. Give "
+            f"The {NAMES[split]} data's classes are not those of {source}: {', '.join(found)}. Give "
             f'{split}_dataloader.dataset the same classes in the same order; if they only are called differently, '
             f'set check_class_names=False.'
         )

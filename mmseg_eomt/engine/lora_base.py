@@ -35,14 +35,14 @@ def read_start(runner: Runner) -> Start | None:
     return Start(note_of(checkpoint), base_names(weights_of(checkpoint)), bool((checkpoint.get('meta') or {}).get('merged')))
 
 
-def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str], precision: str) -> dict[str, Any]:
+def bring_base(runner: Runner, config: Any, start: Start | None, fully_trained: list[str], precision: str) -> dict[str, Any]:
     """Bring in the weights below the adapters, from which some methods compute the first values of these.
 
     Args:
         runner: Whose model is not adapted yet.
         config: PEFT's, of the adapters.
         start: As :func:`read_start` returned.
-        whole: Modules that are fully trained.
+        fully_trained: Names of modules in no adapter.
         precision: LoRAHook's ``base_precision``.
 
     Returns:
@@ -52,11 +52,11 @@ def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str
     if is_resuming(runner) and start is not None and given is None and config.target_modules:
         raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
     base = noted_base(runner, config, given, precision) if given is not None else UNKNOWN_BASE
+    names = [name for name, _ in model.named_parameters()]
+    frozen = [name for name in names if not is_in_modules(name, fully_trained)]
     if given is not None and not given['complete']:
-        trained = (
-            {name for name, _ in model.named_parameters() if is_in_modules(name, whole)} if is_training(runner) else set()
-        )
-        restore_base(model, base, start.brought | trained, path)
+        initialised = set(names) - set(frozen) if is_training(runner) else set()
+        restore_base(model, base, start.brought | initialised, path)
         return base
     if not is_training(runner) or (is_resuming(runner) and start is not None):
         return base  # the checkpoint brings all of it
@@ -66,7 +66,6 @@ def bring_base(runner: Runner, config: Any, start: Start | None, whole: list[str
             load_now(runner)
     if given is not None:
         return base
-    frozen = [name for name, _ in model.named_parameters() if not is_in_modules(name, whole)]
     absent = [name for name in frozen if name not in loaded]
     if absent:
         runner.logger.warning(

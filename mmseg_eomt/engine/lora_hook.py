@@ -20,12 +20,7 @@ from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
-from mmseg_eomt.engine.adapter_hooks import (
-    FrozenNormsHook,
-    MergeForEvaluationHook,
-    SlimCheckpointHook,
-    UnusedAdaptersHook,
-)
+from mmseg_eomt.engine.adapter_hooks import FrozenNormsHook, MergeForEvaluationHook, SlimCheckpointHook, UnusedAdaptersHook
 from mmseg_eomt.engine.lora_base import bring_base, read_start
 from mmseg_eomt.engine.runner_state import is_resuming, is_training, segmentor_of
 from mmseg_eomt.whole import whole_file
@@ -123,10 +118,10 @@ class LoRAHook(Hook):
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
         config = self.make_config()
-        whole = fully_trained_modules(model, config, self.trainable_modules)
-        base = bring_base(runner, config, start, whole, self.base_precision)
+        fully_trained = fully_trained_modules(model, config, self.trainable_modules)
+        base = bring_base(runner, config, start, fully_trained, self.base_precision)
         if self.base_precision != 'fp32':
-            reduce_precision(model, self.base_precision, whole)
+            reduce_precision(model, self.base_precision, fully_trained)
         matches = inject(model, config, self.trainable_modules)
         trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         base = without_trained(base, trained)

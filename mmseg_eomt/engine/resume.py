@@ -20,7 +20,7 @@ from mmseg_eomt.whole import is_unfinished
 
 # how the steps of an optimizer are computed, not what they are
 IMPLEMENTATION = {'params', 'foreach', 'fused', 'capturable', 'differentiable'}
-START_ANEW = 'or start a new run from it without --resume'
+OR_A_NEW_RUN = 'or start a new run from it without --resume'
 
 
 def settle_resume(runner: Runner) -> None:
@@ -212,14 +212,14 @@ def _check_optimizer(runner: Runner, saved: Any, source: str) -> None:
         raise ValueError(
             f'{source} has an optimizer of {sum(sizes)} parameters in {len(sizes)} group(s), and the run one of '
             f'{sum(own_sizes)} in {len(own_sizes)}, or they are grouped otherwise: set optim_wrapper, and what is trained, '
-            f'as in the run to resume, {START_ANEW}.'
+            f'as in the run to resume, {OR_A_NEW_RUN}.'
         )
     for number, (group, expected) in enumerate(zip(groups, own)):
         differing = _differing(group, expected)
         if differing:
             raise ValueError(
                 f'{source} was trained with another optimizer than this {kind}: {differing} (group {number}). Set '
-                f'optim_wrapper as in the run to resume, {START_ANEW}.'
+                f'optim_wrapper as in the run to resume, {OR_A_NEW_RUN}.'
             )
         _check_states(runner, group['params'], expected, states, source)
 
@@ -246,11 +246,11 @@ def _check_states(runner: Runner, indices: list[int], own: dict[str, Any], state
     absent = [index for index, p in zip(indices, own['params']) if index not in states and p.requires_grad]
     if not absent or not (states or 'betas' in own):  # plain SGD keeps none
         return
-    told = f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}'
+    lacks = f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}'
     model = segmentor_of(runner)
     if isinstance(getattr(model, 'backbone', None), EoMTViT) and isinstance(model.decode_head, EoMTHead):
-        raise ValueError(f'{told}, and all of an EoMT have one: use an earlier checkpoint, {START_ANEW}.')
-    runner.logger.warning(f'{told}: they had no gradient yet, or it was lost. It starts from zero.')
+        raise ValueError(f'{lacks}, and all of an EoMT have one: use an earlier checkpoint, {OR_A_NEW_RUN}.')
+    runner.logger.warning(f'{lacks}: they had no gradient yet, or it was lost. It starts from zero.')
 
 
 def _is_state(groups: Any, states: Any) -> bool:
@@ -290,7 +290,7 @@ def _check_schedules(runner: Runner, saved: Any, source: str) -> None:
     ):
         raise ValueError(
             f'{source} was trained with other learning rate schedules, or does not hold their state: set param_scheduler as '
-            f'in the run to resume, {START_ANEW}.'
+            f'in the run to resume, {OR_A_NEW_RUN}.'
         )
     for schedule, state, expected in zip(runner.param_schedulers, saved, own):
         if isinstance(schedule, TwoWarmupsPolyLR):

@@ -71,7 +71,7 @@ def test_the_summary_counts_what_trains_and_what_each_target_matched():
     assert counts['trainable'] == f'{adapters + head:,}'
     assert counts['frozen'] == f'{frozen:,}'
     assert f'{(adapters + head) / (adapters + head + frozen):.2%} of all parameters train' in table
-    assert 'layers a target matched: proj 4, q_proj 0, qkv 4, v_proj 0' in table
+    assert 'matched layers per target: proj 4, q_proj 0, qkv 4, v_proj 0' in table
 
 
 def test_a_plain_checkpoints_weights_land_in_the_base_layers(tmp_path):

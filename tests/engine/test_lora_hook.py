@@ -184,7 +184,7 @@ def test_the_summary_is_printed_and_weights_are_initialised_once(small_config, c
     runner.train()
     log = ''.join(capfd.readouterr())
     assert 'of all parameters train' in log
-    assert 'layers a target matched: proj 4, q_proj 0, qkv 4, v_proj 0' in log
+    assert 'matched layers per target: proj 4, q_proj 0, qkv 4, v_proj 0' in log
     assert 'more than once' not in log
     assert 'init_weights' not in vars(runner.model)
 
