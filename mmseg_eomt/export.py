@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
+from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
@@ -38,7 +41,10 @@ class ImageToScores(nn.Module):
         ValueError: If it is no segmentor or evaluated with masked attention, or its adapters cannot be merged.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: BaseSegmentor) -> None:
         super().__init__()
         if not hasattr(model, 'encode_decode'):
             raise ValueError(
@@ -52,7 +58,7 @@ class ImageToScores(nn.Module):
             merge(model)
         if hasattr(model.decode_head, 'query_tolerance'):
             model.decode_head.query_tolerance = 0.0
-        self.segmentor = model.requires_grad_(False)
+        self.segmentor: BaseSegmentor = model.requires_grad_(False)
         processor = model.data_preprocessor
         self.to_bgr = not is_rgb(model)
         self.normalises = processor._enable_normalize
@@ -173,7 +179,10 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False)
+            exported = cast(
+                ONNXProgram,
+                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False),
+            )
     finally:
         logger.setLevel(level)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):

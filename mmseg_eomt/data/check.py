@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
@@ -23,7 +23,8 @@ from mmseg_eomt.data.images import DEFAULT_READER, ImageInfo, Reader, inspect_im
 from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
-T, R = TypeVar('T'), TypeVar('R')
+T = TypeVar('T')
+R = TypeVar('R')
 SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
 CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
@@ -87,7 +88,7 @@ def check_sample(sample: Sample) -> Finding:
         image, values, _ = read_pair(sample.image, sample.mask, sample.reader)
     except ValueError as error:
         return Finding(str(error))
-    return Finding(sample.rule and _wrong_ids(sample.mask, values, sample.rule), image)
+    return Finding(_wrong_ids(sample.mask, values, sample.rule) if sample.rule else None, image)
 
 
 def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
@@ -255,7 +256,7 @@ def _is_stock(step: object) -> bool:
     return type(step).__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 
 
-def _steps(pipeline: object) -> Iterator[object]:
+def _steps(pipeline: Any) -> Iterator[object]:
     """Transforms of a pipeline, and those inside of one that holds pipelines, such as test-time augmentation."""
     for step in pipeline.transforms:
         yield step
@@ -265,8 +266,8 @@ def _steps(pipeline: object) -> Iterator[object]:
                 yield from _steps(part)
 
 
-def _reader(dataset: BaseDataset, name: str) -> object | None:
-    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored."""
+def _reader(dataset: BaseDataset, name: str) -> Any:
+    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored; or None."""
     for step in _steps(dataset.pipeline):
         as_stored = getattr(step, 'imdecode_backend', None) == 'pillow' or name != 'LoadAnnotations'
         if type(step).__name__ == name and _is_stock(step) and as_stored and not getattr(step, 'backend_args', None):

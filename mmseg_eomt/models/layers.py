@@ -106,6 +106,8 @@ class KeyBiasFreeLinear(nn.Linear):
     The bias is one vector as elsewhere, so that names stay timm's; its middle third is zero and gets no gradient.
     """
 
+    bias_mask: Tensor
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         third = out_features // 3
@@ -202,7 +204,7 @@ class SwiGLU(nn.Module):
         return self.fc2(F.silu(gate) * value)
 
 
-MLPS = {
+MLPS: dict[str, Callable[[int, int], nn.Module]] = {
     'gelu': partial(Mlp, activation=F.gelu),
     'gelu_tanh': partial(Mlp, activation=partial(F.gelu, approximate='tanh')),
     'quick_gelu': partial(Mlp, activation=quick_gelu),

@@ -58,7 +58,7 @@ class Checkpoint:
 
     def attach(self, state_dict: Mapping[str, Tensor]) -> StateDict:
         """A shallow copy of a state dict that carries this checkpoint."""
-        attached = OrderedDict(state_dict)
+        attached: Any = OrderedDict(state_dict)
         attached._metadata = {**getattr(state_dict, '_metadata', {}), TAG: self}
         return attached
 
@@ -156,13 +156,10 @@ def tensors_of(checkpoint: object) -> StateDict:
     """The tensors of a loaded file, out of its wrapper, without the prefixes of ``DataParallel`` and ``compile``."""
     if not isinstance(checkpoint, Mapping):
         return {}
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
+    given = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), checkpoint)
     return {
         re.sub(r'^module\.|(?<![^.])_orig_mod\.', '', name): value
-        for name, value in checkpoint.items()
+        for name, value in given.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
 

@@ -46,7 +46,8 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
     found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?/?(?:@(.+))?', name)
     if found is None:
         raise ValueError(f'{name} is not of the form hf://owner/repo, hf://owner/repo/file or either with @revision behind.')
-    return found.groups()
+    repo, file, revision = found.groups()
+    return repo, file, revision
 
 
 def download_from_hub(name: str) -> Path:
