@@ -211,7 +211,7 @@ def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[Sample]:
     head = getattr(model, 'decode_head', None)
     metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
     ignored = [part.ignore_index for part in (*metrics, head) if hasattr(part, 'ignore_index')]
-    return list(files_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))
+    return list(samples_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))
 
 
 def describe(problems: list[str], num_files: int) -> str:
@@ -222,7 +222,7 @@ def describe(problems: list[str], num_files: int) -> str:
     return '\n  '.join(lines)
 
 
-def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[Sample]:
+def samples_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[Sample]:
     """Image, mask and rule of every sample that is read from plain files, however datasets are wrapped.
 
     Args:
@@ -230,26 +230,36 @@ def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Ite
         num_classes: The head's. Where it is None, the dataset's.
         ignore_index: The head's.
     """
-    if isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from files_of(part, num_classes, ignore_index)
-    elif not isinstance(dataset, BaseDataset):
-        if hasattr(dataset, 'dataset'):  # RepeatDataset and the like
-            yield from files_of(dataset.dataset, num_classes, ignore_index)
-    elif not getattr(dataset, 'backend_args', None) and (loader := _reader(dataset, 'LoadImageFromFile')):
+    for part in _unwrapped(dataset):
+        loader, annotations = (_reader(part, name) for name in ('LoadImageFromFile', 'LoadAnnotations'))
+        if loader is None or getattr(part, 'backend_args', None):
+            continue
         reader = Reader(loader.color_type, loader.imdecode_backend)
-        annotations = _reader(dataset, 'LoadAnnotations')
-        # a transform of the user's may make other ids of those in the files
-        known = all(_is_stock(step) for step in _steps(dataset.pipeline))
-        classes = num_classes or len(dataset.metainfo.get('classes') or ())
-        rule = None
-        if annotations and known and classes:
-            zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
-            rule = LabelRule(classes, ignore_index, bool(zero), label_map)
-        for i in range(len(dataset)):
-            sample = dataset.get_data_info(i)
+        rule = _label_rule(part, num_classes, ignore_index) if annotations else None
+        for i in range(len(part)):
+            sample = part.get_data_info(i)
             if 'img_path' in sample and not re.match(r'\w\w+:', sample['img_path']):  # s3://…
                 yield Sample(sample['img_path'], sample.get('seg_map_path') if annotations else None, rule, reader)
+
+
+def _unwrapped(dataset: object) -> Iterator[BaseDataset]:
+    """The datasets inside concatenations, repetitions and the like."""
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _unwrapped(part)
+    elif isinstance(dataset, BaseDataset):
+        yield dataset
+    elif hasattr(dataset, 'dataset'):
+        yield from _unwrapped(dataset.dataset)
+
+
+def _label_rule(dataset: BaseDataset, num_classes: int | None, ignore_index: int) -> LabelRule | None:
+    """What ids a dataset's masks may hold; None where a transform of the user's may make others of those in the files."""
+    classes = num_classes or len(dataset.metainfo.get('classes') or ())
+    if not classes or not all(map(_is_stock, _steps(dataset.pipeline))):
+        return None
+    zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
+    return LabelRule(classes, ignore_index, bool(zero), label_map)
 
 
 def _is_stock(step: object) -> bool:

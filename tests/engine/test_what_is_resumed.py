@@ -7,17 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import free_port, run_tool
+from conftest import free_port, make_config, run_tool
 from mmengine.runner import Runner
 
 from mmseg_eomt.engine.resume import last_whole_checkpoint
 
 
-@pytest.fixture
-def run(small_config, tmp_path) -> Path:
+@pytest.fixture(scope='module')
+def trained(scenes, tmp_path_factory) -> Path:
     """The work directory of a full run of two iterations."""
-    Runner.from_cfg(small_config(max_iters=2)).train()
-    return tmp_path / 'run'
+    runner = Runner.from_cfg(make_config(scenes, tmp_path_factory.mktemp('trained') / 'run', max_iters=2))
+    runner.train()
+    return Path(runner.work_dir)
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of it, where the runs of a test are."""
+    return Path(shutil.copytree(trained, tmp_path / 'run'))
 
 
 def change(path: Path, edit) -> None:
