@@ -2,10 +2,10 @@
 
 import dataclasses
 import enum
-import functools
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,14 +125,14 @@ def peft_config(
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
 
-@functools.cache
 def import_peft() -> ModuleType:
     """The package, or an error that says how to install it.
 
     Raises:
         ImportError: If it cannot be imported or is too old.
     """
-    check('peft')
+    if 'peft' not in sys.modules:
+        check('peft')
     try:
         import peft
     except ImportError as error:
