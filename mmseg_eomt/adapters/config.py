@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import functools
 import hashlib
 import json
 import math
@@ -124,7 +123,6 @@ def peft_config(
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
 
-@functools.cache
 def import_peft():
     """The package, or an error that says how to install it.
 
