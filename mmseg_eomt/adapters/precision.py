@@ -18,6 +18,7 @@ class ReducedLinear(nn.Linear):
     """A frozen linear layer whose weights are kept in a smaller type; input and output keep theirs."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) to (…, out_features), in the type of ``x``."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
