@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from mmseg.models import BaseSegmentor
@@ -186,9 +186,10 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
     finally:
         logger.setLevel(level)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+        shape: Any = value.shape
         for axis, name in names.items():
-            if not isinstance(value.shape[axis], int):
-                value.shape[axis] = name
+            if not isinstance(shape[axis], int):
+                shape[axis] = name
     exported.model.metadata_props.update(metadata)
     with whole_model(path) as new:
         exported.save(new)
@@ -245,9 +246,10 @@ def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
 @torch.no_grad()
 def times(module: ImageToScores, run: Run, images: Tensor, repeats: int = 5) -> tuple[float, float]:
     """Milliseconds per image of the module and of what was exported: medians of ``repeats`` runs each, taken in turns."""
+    functions: tuple[Run, Run] = (module, run)
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for function, kept in zip((module, run), taken):
+        for function, kept in zip(functions, taken):
             start = time.perf_counter()
             function(images)
             kept.append(1000 * (time.perf_counter() - start) / len(images))

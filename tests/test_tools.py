@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, free_port, run_tool
 from mmengine.runner import CheckpointLoader
 
-from mmseg_eomt.cli import COMMANDS
+from mmseg_eomt.commands.cli import COMMANDS
 
 STOCK_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
 

@@ -44,6 +44,7 @@ class ScaleBlock(nn.Module):
         return all(type(layer) is kind and not has_hooks(layer) for layer, kind in zip(layers, kinds))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to (B, 2h, 2w, C)."""
         B, h, w, C = x.shape
         if type(self.conv1) is nn.ConvTranspose2d:
             x = F.linear(x, *self.linear()).view(B, h, w, 2, 2, C).permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, C)

@@ -29,6 +29,7 @@ DIMENSIONS = {
     **dict.fromkeys(('attn_mask_probs', GRID), 1),
 }
 NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
+Purpose = Literal['init', 'train', 'resume', 'predict']
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Checkpoint:
 
     source: str = UNKNOWN_SOURCE
     meta: Mapping[str, Any] = field(default_factory=dict)
-    purpose: Literal['init', 'train', 'resume', 'predict'] | None = None
+    purpose: Purpose | None = None
     is_fitted: bool = False
     _recognised: 'Recognised | None' = None
     _parsed: 'ViTWeights | None' = None

@@ -221,9 +221,7 @@ def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: R
 def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
     """Classes, queries, upscaling and mask probabilities of another number."""
     own, problems = target.tensors, []
-    if 'query_embed.weight' not in own:
-        return
-    if not found.is_eomt:
+    if not found.is_eomt or 'query_embed.weight' not in own:
         return
     given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
     if given != wanted:
