@@ -1,5 +1,5 @@
 # make demo: train, adapt and evaluate a small model on synthetic data.   make test: run both groups of the test suite.
-# make quick: run the first of them.   make coverage: the same, and which lines it ran.   make lint: ruff.
+# make quick: run the first of them.   make coverage: the same, and which lines it ran.   make lint: ruff and mypy.
 # make faults: kill runs, damage files, and count what comes of it.
 # Each makes its environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
 PYTHON ?= python3
@@ -33,6 +33,7 @@ environments:
 lint: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 env: $(VENV)/ready
 

@@ -62,7 +62,7 @@ SECTIONS = ('headline', 'inference', 'training', 'assembly', 'tricks')
 
 
 def row(title: str, **figures: object) -> dict:
-    """Print and return a result: of two candidates, the speed-up of the first, and the fraction of the second's memory that it takes."""
+    """Print and return a result: of two candidates, the speed-up of the first, and its memory over that of the second."""
     candidates = {name: figure for name, figure in figures.items() if isinstance(figure, dict)}
     print(f'{title:<46}', end='')
     print('   '.join(f'{name} {f["seconds"]:.3f} s {f["peak_mb"]} MB' for name, f in candidates.items()), end='')

@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
@@ -38,7 +41,10 @@ class ImageToScores(nn.Module):
         ValueError: If it is no segmentor or evaluated with masked attention, or its adapters cannot be merged.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: BaseSegmentor) -> None:
         super().__init__()
         if not hasattr(model, 'encode_decode'):
             raise ValueError(
@@ -52,7 +58,7 @@ class ImageToScores(nn.Module):
             merge(model)
         if hasattr(model.decode_head, 'query_tolerance'):
             model.decode_head.query_tolerance = 0.0
-        self.segmentor = model.requires_grad_(False)
+        self.segmentor: BaseSegmentor = model.requires_grad_(False)
         processor = model.data_preprocessor
         self.to_bgr = not is_rgb(model)
         self.normalises = processor._enable_normalize
@@ -173,13 +179,17 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False)
+            exported = cast(
+                ONNXProgram,
+                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False),
+            )
     finally:
         logger.setLevel(level)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+        shape: Any = value.shape
         for axis, name in names.items():
-            if not isinstance(value.shape[axis], int):
-                value.shape[axis] = name
+            if not isinstance(shape[axis], int):
+                shape[axis] = name
     exported.model.metadata_props.update(metadata)
     with whole_model(path) as new:
         exported.save(new)
@@ -236,9 +246,10 @@ def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
 @torch.no_grad()
 def times(module: ImageToScores, run: Run, images: Tensor, repeats: int = 5) -> tuple[float, float]:
     """Milliseconds per image of the module and of what was exported: medians of ``repeats`` runs each, taken in turns."""
+    functions: tuple[Run, Run] = (module, run)
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for function, kept in zip((module, run), taken):
+        for function, kept in zip(functions, taken):
             start = time.perf_counter()
             function(images)
             kept.append(1000 * (time.perf_counter() - start) / len(images))

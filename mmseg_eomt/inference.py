@@ -8,16 +8,18 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmseg.apis import init_model
+from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
-from torch import nn
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.visualization import make_palette
 
 
-def load_model(config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None) -> nn.Module:
+def load_model(
+    config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None
+) -> BaseSegmentor:
     """Build a model from a config, load a checkpoint of any kind, and merge its adapters.
 
     Images go through the pipeline that the config evaluates with, ``test_dataloader.dataset.pipeline``, so that predictions
@@ -37,13 +39,13 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
         ValueError, RuntimeError: If the checkpoint does not fit, or classes and their names differ in number.
     """
     register_all_modules()
-    config = Config.fromfile(config)
-    config.merge_from_dict(options or {})
-    dataset = config.test_dataloader.dataset
+    settings = Config.fromfile(config)
+    settings.merge_from_dict(options or {})
+    dataset = settings.test_dataloader.dataset
     while 'pipeline' not in dataset:  # concatenated or repeated
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
-    config.test_pipeline = copy.deepcopy(dataset['pipeline'])
-    model = init_model(config, checkpoint, device=device or get_device())
+    settings.test_pipeline = copy.deepcopy(dataset['pipeline'])
+    model = init_model(settings, checkpoint, device=device or get_device())
     model.dataset_meta = _class_meta(model, dataset, checkpoint)
     if tuner_layers(model):
         try:
@@ -53,7 +55,7 @@ def load_model(config: str, checkpoint: str, device: str | None = None, options:
     return model
 
 
-def _class_meta(model: nn.Module, dataset: dict[str, Any], checkpoint: str) -> dict[str, list]:
+def _class_meta(model: BaseSegmentor, dataset: dict[str, Any], checkpoint: str) -> dict[str, list]:
     """Names and colours of a model's classes: of its test data, else of its checkpoint."""
     noted, num_classes = model.dataset_meta, model.decode_head.num_classes
     if not isinstance(noted, dict):
@@ -76,7 +78,7 @@ def _class_meta(model: nn.Module, dataset: dict[str, Any], checkpoint: str) -> d
     return meta
 
 
-def is_rgb(model: nn.Module) -> bool:
+def is_rgb(model: BaseSegmentor) -> bool:
     """Whether a segmentor's images are RGB: the toolbox reads them as BGR, and the data preprocessor turns them or not."""
     processor = model.data_preprocessor
     # the first name is the toolbox's, the second the forks'
@@ -100,7 +102,7 @@ def class_names(dataset: dict[str, Any]) -> dict[str, list] | None:
 
 def names_and_colours(metainfo: dict[str, Any]) -> dict[str, list]:
     """Classes and palette of a dataset's metainfo as plain lists of strings and of tuples, whatever arrays they are."""
-    found = {}
+    found: dict[str, list] = {}
     if metainfo.get('classes') is not None:
         found['classes'] = list(map(str, metainfo['classes']))
     if metainfo.get('palette') is not None:

@@ -17,7 +17,8 @@ def make_palette(num_colours: int) -> list[tuple[int, int, int]]:
     hues = np.arange(num_colours) * 0.618034 % 1
     channels = np.abs(hues[:, None] * 6 - np.array([3, 2, 4])) * np.array([1, -1, -1]) + np.array([-1, 2, 2])
     strength = np.where(np.arange(num_colours) % 4 < 2, 230, 150)[:, None]
-    return [tuple(map(int, colour)) for colour in (0.15 + 0.85 * channels.clip(0, 1)) * strength]
+    colours = ((0.15 + 0.85 * channels.clip(0, 1)) * strength).astype(int)
+    return [(red, green, blue) for red, green, blue in colours.tolist()]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour], opacity: float = 0.5) -> np.ndarray:

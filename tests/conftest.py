@@ -124,15 +124,13 @@ def run_line(line: str, folder: Path, **env: str) -> str:
 def small_recipe(name: str, side: int) -> Config:
     """A recipe of ``configs`` with a small model and pictures of a side, for data that others put in."""
     config = Config.fromfile(ROOT / 'configs' / name)
-    for part in ('backbone', 'decode_head'):
-        config.model[part].update(arch=SMALL_ARCH, init_cfg=None, num_joint_blocks=2)
+    config.model.vit.update(arch=SMALL_ARCH, pretrained=None, num_joint_blocks=2, img_size=(side, side))
     config.model.decode_head.update(num_queries=12, num_points=128)
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[loader].update(num_workers=0, persistent_workers=False)
         for step in config[loader].dataset.pipeline:
             step.update({key: (side, side) for key in ('crop_size', 'size', 'scale') if key in step})
-    config.model.backbone.img_size = config.model.data_preprocessor.size = (side, side)
-    config.model.test_cfg = dict(mode='slide', crop_size=(side, side), stride=(side, side))
+    config.model.test_cfg.mode = 'slide'
     return config
 
 
@@ -159,18 +157,16 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
         dict(type='LoadAnnotations'),
         dict(type='PackSegInputs'),
     ]
-    head = dict(num_queries=12, num_points=128, arch=SMALL_ARCH)
     options = {
         'work_dir': str(work_dir),
         # mmengine names loggers by the second, and one of an earlier test would write to that test's captured output
         'experiment_name': f'test_{next(RUN_NUMBERS)}',
         'load_from': None,
         'randomness': dict(seed=0),
-        'model.backbone.arch': dict(_delete_=True, **SMALL_ARCH),
-        'model.backbone.img_size': crop,
-        'model.data_preprocessor.size': crop,
-        'model.test_cfg.crop_size': crop,
-        'model.test_cfg.stride': crop,
+        'model.vit.arch': dict(_delete_=True, **SMALL_ARCH),
+        'model.vit.img_size': crop,
+        'model.decode_head.num_queries': 12,
+        'model.decode_head.num_points': 128,
         'test_pipeline': test_pipeline,  # that of init_model
         'train_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False,
@@ -183,8 +179,6 @@ def small_options(scenes: Path, work_dir: Path, max_iters: int) -> dict:
         'default_hooks.checkpoint.save_best': None,
         'default_hooks.logger.interval': 1,
     }
-    options.update({f'model.decode_head.{key}': value for key, value in head.items()})
-    options['model.decode_head.arch'] = dict(_delete_=True, **SMALL_ARCH)
     for split in ('val', 'test'):
         options[f'{split}_dataloader.num_workers'] = 0
         options[f'{split}_dataloader.persistent_workers'] = False

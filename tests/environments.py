@@ -28,7 +28,7 @@ def others(asked: list[str]) -> list[str]:
 
 def oldest(asked: list[str]) -> list[str]:
     """Every package at its lower bound, mmcv-lite for mmcv."""
-    names = [name for name, extra in map(parts, asked) if extra != 'full' and not name.startswith('mmseg-eomt')]
+    names = [name for name, _ in map(parts, asked) if not name.startswith('mmseg-eomt')]
     return [re.sub(r'[<>].*>=([\w.]+).*|>=(.+)', r'==\1\2', name) for name in names]
 
 
@@ -45,7 +45,7 @@ ENVIRONMENTS = {
         [TORCH],
         ['setuptools<80.9', 'wheel', 'ninja', 'psutil'],
         ['mmcv==2.1.0', '--no-build-isolation'],
-        ['--editable', '.[full,test]'],
+        ['--editable', '.[test]'],
     ],
     'forks': [
         [TORCH],

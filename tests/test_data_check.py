@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_data_files import cut_short, turn, write_ids
 
-from mmseg_eomt.data.check import Finding, LabelRule, files_of
+from mmseg_eomt.data.check import Finding, LabelRule, samples_of
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_what_comes_from_a_backend_is_left_to_it(small_config, data, image, mask
     config.train_dataloader.dataset.pipeline[index].update(change)
     runner = Runner.from_cfg(config)
     loader = Runner.build_dataloader(config.train_dataloader)
-    paths = [file[:2] for file in files_of(loader.dataset, 19, 255)]
+    paths = [file[:2] for file in samples_of(loader.dataset, 19, 255)]
     assert (paths == []) if index == 0 else all(path[1] is None for path in paths)
     del runner
 
@@ -215,7 +215,7 @@ def test_masks_are_found_inside_of_test_time_augmentation(small_config):
     loader = small_config().test_dataloader
     first, resize, load, pack = loader.dataset.pipeline
     loader.dataset.pipeline = [first, dict(type='TestTimeAug', transforms=[[resize], [load], [pack]])]
-    files = list(files_of(Runner.build_dataloader(loader).dataset, 19, 255))
+    files = list(samples_of(Runner.build_dataloader(loader).dataset, 19, 255))
     assert len(files) == 4 and all(file.mask and file.rule for file in files)
 
 

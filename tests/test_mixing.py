@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_eomt.adapters import inject, load_adapter, lora_config, merge, save_adapter
-from mmseg_eomt.adapters.names import is_adapter, plain_name, tuner_layers, within
+from mmseg_eomt.adapters.names import is_adapter, is_in_modules, plain_name, tuner_layers
 from mmseg_eomt.engine import LoRAHook
 
 PAGE = (ROOT / 'docs' / 'mixing.md').read_text(encoding='utf-8')
@@ -139,9 +139,9 @@ def test_a_mixed_model_trains_evaluates_and_is_the_same_when_reloaded(small_conf
         assert {part_of(name) for name in changed} == parts
     else:
         whole = config.custom_hooks[-1].trainable_modules
-        assert changed and all(within(name, whole) for name in changed)
+        assert changed and all(is_in_modules(name, whole) for name in changed)
         layers = tuner_layers(runner.model)
-        adapted = {part for part in parts if not within(part, whole)}
+        adapted = {part for part in parts if not is_in_modules(part, whole)}
         assert {part_of(name) for name in layers} == adapted
         assert not [name for name, layer in layers.items() if not layer.lora_B['default'].weight.any()]
 
@@ -250,7 +250,7 @@ def test_an_average_of_a_run_with_adapters_in_weights_is_evaluated_and_kept(smal
     [
         ({'custom_hooks.1.lora_dropout': 0.1}, r"\['in_proj_weight'\] .* set lora_dropout=0, got 0.1"),
         ({'custom_hooks.1.target_modules': ['attn.attn']}, r"layers.0.attn.attn is PyTorch's own attention.*in_proj_weight"),
-        ({'model.decode_head.patch_size': 32}, r'4×4 places for 64×64 pixels, .* patch_size=32: .*, 16\.'),
+        ({'model.decode_head.patch_size': 32}, r'4×4 positions for 64×64 pixels, .* patch_size=32: .*, 16\.'),
     ],
 )
 def test_what_cannot_be_mixed_is_refused_with_what_to_set(small_config, changes, message):

@@ -124,7 +124,7 @@ def test_a_vit_fits_the_arch_and_registers_that_it_is_listed_with(row):
 
     expected = ['patches 14 → 16 pixels', 'positions 37×37 → 32×32'] if 'DINOv2' in row[0] else []
     expected += ['positions 14×14 → 32×32'] if row[1].startswith('vit_') or 'DeiT' in row[0] else []
-    expected += ['2 biases of queries and values that the file leaves out are zero'] if 'DINOv3 L of timm' in row[0] else []
+    expected += ['2 biases of queries and values that the file omits are zero'] if 'DINOv3 L of timm' in row[0] else []
     assert (report.adapted, report.new) == (expected, [])
 
 

@@ -64,9 +64,9 @@ def test_a_run_is_checked_although_another_package_has_wrapped_the_runner(small_
     monkeypatch.setattr(Runner, 'call_hook', by_another(original))
     patch_call_hook()
     config = small_config()
-    config.model.decode_head.num_joint_blocks = 1
+    config.model.decode_head.num_classes = 5
     config.custom_hooks = []
-    with pytest.raises(ValueError, match='num_joint_blocks of backbone and decode_head must be equal'):
+    with pytest.raises(ValueError, match='19 classes, but num_classes of decode_head is 5'):
         Runner.from_cfg(config).train()
 
 

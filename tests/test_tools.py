@@ -1,6 +1,8 @@
 """The commands, as a user runs them: real processes, real files."""
 
 import hashlib
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, free_port, run_tool
 from mmengine.runner import CheckpointLoader
+
+from mmseg_eomt.commands.cli import COMMANDS
 
 STOCK_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
 
@@ -114,3 +118,16 @@ def test_the_scenes_hold_several_classes_ignored_pixels_and_two_looks(scenes):
         for look in ('day', 'dusk')
     }
     assert brightness['dusk'] < 0.8 * brightness['day']
+
+
+def test_every_script_is_a_command_of_the_package_and_every_command_a_script():
+    assert {path.stem for path in (ROOT / 'tools').glob('[!_]*.py')} == set(COMMANDS)
+    for name, place in COMMANDS.items():
+        module, function = place.split(':')
+        assert callable(getattr(import_module(f'mmseg_eomt.commands.{module}'), function))
+        assert f"run('{name}')" in (ROOT / 'tools' / f'{name}.py').read_text()
+
+
+def test_without_what_it_needs_a_script_ends_with_a_sentence():
+    done = run_tool(sys.executable, '-S', 'tools/predict.py', check=False)  # -S: no packages
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 1

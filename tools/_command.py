@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def run(name: str) -> None:
-    """Run ``mmseg_eomt.commands`` by a name of :mod:`mmseg_eomt.cli`; without what it needs, end with what to install."""
+    """Run a command by its name in :mod:`mmseg_eomt.commands.cli`; without what it needs, end with what to install."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     try:
-        from mmseg_eomt.cli import run_command
+        from mmseg_eomt.commands.cli import run_command
     except ImportError as error:
         sys.exit(str(error))
     run_command(name)

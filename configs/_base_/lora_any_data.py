@@ -1,4 +1,4 @@
-# EoMT with LoRA, DINOv2 ViT-L, without data: 20,000 steps of 16 images. For configs that add a dataset file of the toolbox.
+# EoMT with LoRA, DINOv2 ViT-L, without data: 20,000 steps, effective batch size 16. Add a dataset file of the toolbox.
 _base_ = ['eomt_vit-l.py', 'schedule_cityscapes_107e.py', 'runtime.py', 'lora.py']
 custom_hooks = _base_.lora.custom_hooks
 optim_wrapper = _base_.lora.optim_wrapper

@@ -1,4 +1,4 @@
-# The published recipe: 107 epochs of Cityscapes' 2,975 images, 16 a step, as 4 batches of 4; 186 steps an epoch.
+# The published recipe: 107 epochs of Cityscapes' 2,975 images, effective batch size 16 (4 × 4); 186 steps per epoch.
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='EoMTOptimWrapperConstructor',

@@ -1,6 +1,6 @@
 """LoRA in weights that a model reads without calling their layer, which PEFT's own layers do not see to."""
 
-from typing import Any
+from typing import Any, cast
 
 from mmseg.models.backbones.beit import BEiTAttention
 from peft.tuners.lora import Linear, ParamWrapper
@@ -14,7 +14,7 @@ class ReadLinear(Linear):
     @property
     def weight(self) -> Tensor:
         """The base's weight plus the active adapters' change, unless that is merged or disabled."""
-        return _with_adapters(self, self.get_base_layer().weight)
+        return _with_adapters(self, cast(Tensor, self.get_base_layer().weight))
 
 
 class AdaptedAttention(ParamWrapper):
@@ -24,8 +24,8 @@ class AdaptedAttention(ParamWrapper):
     others read of an attention, as PyTorch's transformer layers do, it has too: the weight with the adapters in it.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """As PyTorch's attention."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyTorch's attention: a tensor (…, C) and None or the attention weights."""
         weight = {self.parameter_name: _with_adapters(self, self.get_param())}
         return functional_call(self.get_base_layer(), weight, args, kwargs)
 

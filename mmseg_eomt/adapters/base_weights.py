@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import PretrainedInit
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as runner_checkpoint
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def watch_loading(model: nn.Module) -> Iterator[set[str]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     loaded: set[str] = set()
 
-    def note(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    def note(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             given = state_dict.get(f'{prefix}{name}')
             if given is None or given.shape != parameter.shape:
@@ -89,7 +89,7 @@ def matches(value: Tensor, noted: str) -> bool:
 
 def _digest(value: Tensor) -> str:
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return hashlib.blake2b(data.data, digest_size=8).hexdigest()
 
 
 def _numbers(value: Tensor) -> tuple[float, float]:
@@ -190,7 +190,7 @@ def restore_base(
     sources = pretrained_sources(model)
     with watch_loading(model) as loaded:
         try:
-            model.init_weights()
+            cast(BaseModule, model).init_weights()
         except FileNotFoundError as error:
             raise FileNotFoundError(f'{error} {_CURE}') from error
         if base['load_from'] and not whole:

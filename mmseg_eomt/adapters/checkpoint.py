@@ -13,6 +13,7 @@ from mmseg_eomt.adapters.names import (
     adapter_entries,
     adapter_names,
     belongs_to,
+    configs_of,
     from_peft_names,
     is_adapter,
     is_in_modules,
@@ -176,7 +177,7 @@ def left_out(model: nn.Module, base: dict[str, Any]) -> set[str]:
 
     Base weights that the method has changed (PiSSA and the like) cannot, at least not to the last bit.
     """
-    changed = any(changes_base(as_values(config)) for config in getattr(model, 'peft_config', {}).values())
+    changed = any(changes_base(as_values(config)) for config in configs_of(model).values())
     names = {
         name
         for name, parameter in model.named_parameters()
@@ -307,7 +308,7 @@ def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft:
         return set(names_in_peft(model).values())
     others = [
         adapter
-        for adapter in getattr(model, 'peft_config', {})
+        for adapter in configs_of(model)
         if adapter != 'default' and not any(belongs_to(name, adapter) for name in state_dict)
     ]
     return {name for name in adapter_entries(model) if not any(belongs_to(name, other) for other in others)}
@@ -340,7 +341,7 @@ def take(model: nn.Module, given: dict[str, Any], state_dict: dict[str, Tensor])
     """
     source = Checkpoint.of(state_dict).source
     if tuner_layers(model):
-        check_note(given, model.peft_config.get('default'), source)
+        check_note(given, configs_of(model).get('default'), source)
         if not given['complete']:
             check_same_base(model, given, source)
         return fill_from_model(model, state_dict, modules=given['trainable_modules'])

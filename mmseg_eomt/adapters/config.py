@@ -2,16 +2,17 @@
 
 import dataclasses
 import enum
-import functools
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -39,7 +40,7 @@ def lora_config(
     lora_dropout: float,
     target_modules: Sequence[str],
     exclude_modules: Sequence[str] = (),
-    **others,
+    **others: Any,
 ) -> 'PeftConfig':
     """Check the numbers and build PEFT's ``LoraConfig``.
 
@@ -84,7 +85,7 @@ def peft_config(
     target_modules: Sequence[str],
     exclude_modules: Sequence[str] = (),
     expression: str | None = None,
-    **others,
+    **others: Any,
 ) -> 'PeftConfig':
     """Build a config of any PEFT method that adapts layers.
 
@@ -124,14 +125,14 @@ def peft_config(
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
 
-@functools.cache
-def import_peft():
+def import_peft() -> ModuleType:
     """The package, or an error that says how to install it.
 
     Raises:
         ImportError: If it cannot be imported or is too old.
     """
-    check('peft')
+    if 'peft' not in sys.modules:
+        check('peft')
     try:
         import peft
     except ImportError as error:
@@ -184,7 +185,7 @@ def depends_on_base(values: dict) -> bool:
     return bool(values.get('use_dora')) or changes_base(values)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (set, frozenset)):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import adapter_names, belongs_to, is_adapter, is_in_modules, is_wrapper, tuner_layers
+from mmseg_eomt.adapters.names import (
+    adapter_names,
+    belongs_to,
+    configs_of,
+    is_adapter,
+    is_in_modules,
+    is_wrapper,
+    tuner_layers,
+)
 from mmseg_eomt.weights.fit import compare, refuse
 
 if TYPE_CHECKING:
@@ -35,9 +43,9 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
     """
     in_attention = _matched_parameters(model, config, trainable_modules)
     config = _fitted(model, config, trainable_modules)
-    targets = config.target_modules or []
+    targets = getattr(config, 'target_modules', None) or []
     expression = isinstance(targets, str)
-    matches: dict[str, list[str]] = {target: [] for target in ([targets] if expression else sorted(targets))}
+    matches: dict[str, list[str]] = {target: [] for target in ([targets] if isinstance(targets, str) else sorted(targets))}
     matches.update(in_attention)
     if not matches:
         return matches
@@ -54,7 +62,7 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
                 if expression or _ends_with(name, target):
                     matches[target].append(name)
     if not any(matches.values()):
-        left_out = set(config.exclude_modules or ())
+        left_out = set(getattr(config, 'exclude_modules', None) or ())
         layers = Counter(
             name.split('.')[-1]
             for name, module in model.named_modules()
@@ -89,11 +97,11 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
     if tuner_layers(model):
         raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
     whole = fully_trained_modules(model, config, trainable_modules)
-    matches = match_targets(model, config, whole) if config else {}
+    matches = {} if config is None else match_targets(model, config, whole)
     _refuse_shared(model, matches)
     for parameter in model.parameters():
         parameter.requires_grad = False
-    if matches:
+    if config is not None and matches:
         from peft import inject_adapter_in_model
         from peft.functional import cast_adapter_dtype
 
@@ -123,9 +131,9 @@ def sync_new_layers(model: nn.Module) -> None:
     adapt_weight_reads(model)
     for layer in tuner_layers(model).values():
         layer.train(layer.get_base_layer().training)
-    for module in model.modules():
-        if is_wrapper(module):
-            module.train(module.original_module.training)
+    wrappers: list[Any] = [module for module in model.modules() if is_wrapper(module)]
+    for wrapper in wrappers:
+        wrapper.train(wrapper.original_module.training)
 
 
 def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
@@ -183,33 +191,33 @@ def _ends_with(name: str, part: str) -> bool:
     return name == part or name.endswith(f'.{part}')
 
 
-def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> 'PeftConfig':
+def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> Any:
     """A copy that excludes, by full name, what this model cannot use adapters in.
 
     Those are the layers in modules that are fully trained, and the layers of PyTorch's own attention, whose weights it reads
     without calling them. The targets stay as they are: PEFT skips ``layers_to_transform`` for full names.
     """
+    fitted: Any = copy.copy(config)
     parts = getattr(config, 'exclude_modules', None) or ()
-    targets = config.target_modules or ()
+    targets = fitted.target_modules or ()
     in_attention = {
         f'{name}.{child}'
         for name, module in model.named_modules()
         if isinstance(module, nn.MultiheadAttention)
         for child, _ in module.named_children()
     }
-    config = copy.copy(config)
-    if getattr(config, 'target_parameters', None):
-        config.target_parameters = [n for names in _matched_parameters(model, config, whole).values() for n in names] or None
+    if getattr(fitted, 'target_parameters', None):
+        fitted.target_parameters = [n for names in _matched_parameters(model, config, whole).values() for n in names] or None
     if isinstance(parts, str):  # an expression of the user's is left as it is
-        return config
-    config.modules_to_save = None
-    config.exclude_modules = [
+        return fitted
+    fitted.modules_to_save = None
+    fitted.exclude_modules = [
         name
         for name, _ in model.named_modules()
         if (isinstance(targets, str) or any(_ends_with(name, target) for target in targets))
         and (name in in_attention or is_in_modules(name, whole) or any(_ends_with(name, part) for part in parts))
     ] or None
-    return config
+    return fitted
 
 
 def _matched_parameters(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> dict[str, list[str]]:
@@ -219,7 +227,7 @@ def _matched_parameters(model: nn.Module, config: 'PeftConfig', whole: Sequence[
     return {target: [name for name in names if _ends_with(name, target)] for target in targets}
 
 
-def _remap_to_base_layers(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+def _remap_to_base_layers(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Send a plain checkpoint's weights to the base layers, and refuse adapters that differ from the model's."""
     own = adapter_names(model)
     given = [name for name in state_dict if is_adapter(name) or name.removeprefix(prefix) in own]
@@ -227,7 +235,7 @@ def _remap_to_base_layers(model: nn.Module, state_dict: dict[str, Tensor], prefi
         check_adapters(model, {name.removeprefix(prefix): state_dict[name] for name in given})
     elif own:
         moved = [name for name in state_dict if f'{prefix}{_to_base(model, name.removeprefix(prefix))}' != name]
-        if moved and any(depends_on_base(as_values(config)) for config in model.peft_config.values()):
+        if moved and any(depends_on_base(as_values(config)) for config in configs_of(model).values()):
             raise RuntimeError(
                 'These adapters (DoRA, PiSSA or the like) were computed from the base weights that the model had: load the '
                 'plain checkpoint before they are put in.'
@@ -265,7 +273,7 @@ def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
     Raises:
         RuntimeError: If some are missing, unknown or of another shape, with what was given and what the model has.
     """
-    adapters = [adapter for adapter in model.peft_config if any(belongs_to(name, adapter) for name in given)]
+    adapters = [adapter for adapter in configs_of(model) if any(belongs_to(name, adapter) for name in given)]
     own = {
         name: model.get_parameter(name)
         for name in adapter_names(model)

@@ -1,5 +1,7 @@
 """What a model takes from a checkpoint, whoever loads it: weights fitted, adapters put in, or a clear refusal."""
 
+from typing import Any
+
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
@@ -65,6 +67,7 @@ def _base_of(model: nn.Module) -> dict[str, Tensor]:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The segmentor inside wrappers for DDP and test-time augmentation."""
-    while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = module.module
-    return module
+    inner: Any = module
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    return inner

@@ -1,9 +1,11 @@
 """Adapters into the weights: a plain model again."""
 
+from typing import Any
+
 from torch import nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
-from mmseg_eomt.adapters.names import trained_modules, tuner_layers
+from mmseg_eomt.adapters.names import configs_of, trained_modules, tuner_layers
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
@@ -38,8 +40,8 @@ def merge(model: nn.Module, weights: dict[str, float] | None = None) -> None:
     model.__dict__.pop('peft_config', None)
 
 
-def _merge_active(layers: dict[str, nn.Module]) -> None:
-    done = []
+def _merge_active(layers: dict[str, Any]) -> None:
+    done: list[Any] = []
     for name, layer in layers.items():
         full_precision(layer)
         try:
@@ -52,16 +54,17 @@ def _merge_active(layers: dict[str, nn.Module]) -> None:
 
 
 def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
-    unknown = [name for name in weights if name not in model.peft_config]
+    configs = configs_of(model)
+    unknown = [name for name in weights if name not in configs]
     if unknown:
-        raise ValueError(f'The model has no adapters {unknown}, but {list(model.peft_config)}.')
+        raise ValueError(f'The model has no adapters {unknown}, but {list(configs)}.')
     if trained_modules(model):
         raise ValueError(
             'Modules of the model were trained in place, so that their base is not here to mix from: load each adapter from '
             'its folder with load_adapter.'
         )
     for name in weights:
-        config = model.peft_config[name]
+        config = configs[name]
         method = getattr(config.peft_type, 'value', config.peft_type)
         values = as_values(config)
         if method not in LINEAR_METHODS or depends_on_base(values) or values.get('lora_bias'):
@@ -71,7 +74,7 @@ def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
             )
 
 
-def _add_weighted(layer: nn.Module, weights: dict[str, float]) -> None:
+def _add_weighted(layer: Any, weights: dict[str, float]) -> None:
     full_precision(layer)
     weight = layer.get_param() if hasattr(layer, 'get_param') else layer.get_base_layer().weight
     changes = [(layer.get_delta_weight(name), factor) for name, factor in weights.items() if name in layer.scaling]

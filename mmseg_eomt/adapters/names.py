@@ -4,10 +4,14 @@ import functools
 import re
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import import_peft
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 # Where PEFT cannot be imported, these are enough to see that a checkpoint has adapters, which cannot be used there.
 _WITHOUT_PEFT = ('lora_A', 'lora_B', 'hada_w1_a', 'lokr_w1', 'lokr_w1_a', 'oft_R', 'boft_R', 'ia3_l', 'hra_u')
@@ -46,8 +50,13 @@ def _parameter_names() -> frozenset[str]:
     return frozenset(name for layer in layers if layer for name in layer.adapter_layer_names).union(_BESIDE_THE_TABLE)
 
 
-def tuner_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that PEFT has put adapters into, by name."""
+def configs_of(model: nn.Module) -> 'dict[str, PeftConfig]':
+    """PEFT's configs of a model's adapters, by their name; empty for a plain model."""
+    return getattr(model, 'peft_config', {})
+
+
+def tuner_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that PEFT has put adapters into, PEFT's ``BaseTunerLayer``, by name."""
     tuners = sys.modules.get('peft.tuners.tuners_utils')  # where PEFT was never imported, there are none
     if tuners is None:
         return {}

@@ -32,6 +32,7 @@ from mmseg_eomt.adapters.inject import sync_new_layers, unchanged_on_error
 from mmseg_eomt.adapters.names import (
     PREFIX,
     adapter_names,
+    configs_of,
     names_in_peft,
     peft_names,
     plain_name,
@@ -89,7 +90,7 @@ def save_adapter(
     names, whole = peft_names(model, name), trained_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
     tensors = {new: weights[old].detach().clone() for old, new in names.items()}
-    config = copy.copy(model.peft_config[name])
+    config: Any = copy.copy(configs_of(model)[name])
     config.modules_to_save = whole or config.modules_to_save
     config.inference_mode = True
 
@@ -127,12 +128,12 @@ def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name:
         ValueError: If the model has no such adapter, trains a parameter that the format has no place for, has frozen weights
             that came from no file, or adapters that a second decomposition of the base would not fit.
     """
-    adapters = list(getattr(model, 'peft_config', {}))
+    adapters = list(configs_of(model))
     if name not in adapters or not tuner_layers(model):
         raise ValueError(
             f"PEFT's format is for adapters, and the model has no {name!r} but {adapters}: keep its checkpoint."
         )
-    if draws_base_change(as_values(model.peft_config[name])):
+    if draws_base_change(as_values(configs_of(model)[name])):
         raise ValueError(
             "PEFT would draw these adapters' change of the base anew: only 'pissa' and 'olora' can be exported."
         )
@@ -214,7 +215,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     checkpoint = read_folder(folder)
     check_noted(noted_arch(checkpoint), arch_of(model), source)
     given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
-    present = getattr(model, 'peft_config', {})
+    present = configs_of(model)
     if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):
         raise ValueError(
             f'{source}: adapters that change the base (PiSSA and the like) go beside no others: load one on a plain model.'
@@ -226,7 +227,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         check_note(given, present[name], source)
         model.load_state_dict(fill_from_model(model, weights, source=source, modules=given['trainable_modules']))
         return
-    config = config_for(given['peft'], weights, source)
+    config: Any = config_for(given['peft'], weights, source)
     config.modules_to_save = given['trainable_modules'] or None
     config.inference_mode = not trainable
     with unchanged_on_error(model, values=changes_base(given['peft']) or getattr(config, 'bias', 'none') != 'none'):
@@ -261,7 +262,7 @@ def set_adapter(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: If the model has none of this name.
     """
-    names = list(getattr(model, 'peft_config', {}))
+    names = list(configs_of(model))
     if name not in names:
         raise ValueError(f'The model has no adapter {name!r}, but {names}.')
     from peft.functional import set_adapter as peft_set_adapter

@@ -1,6 +1,8 @@
 """A frozen base that takes less memory: bf16, or 8 and 4 bits through bitsandbytes."""
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ class ReducedLinear(nn.Linear):
     """A frozen linear layer whose weights are kept in a smaller type; input and output keep theirs."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) to (…, out_features), in the type of ``x``."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
@@ -57,14 +60,14 @@ def quantized_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if type(module).__module__.startswith('bitsandbytes.')]
 
 
-def full_precision(layer: nn.Module) -> None:
-    """Give an adapted layer whose base was reduced to bf16 a base of fp32 again, so that merging rounds nothing more."""
+def full_precision(layer: Any) -> None:
+    """Give a layer of PEFT's whose base was reduced to bf16 a base of fp32 again, so that merging rounds nothing more."""
     base = layer.base_layer
     if isinstance(base, ReducedLinear):
         layer.base_layer = _filled(nn.Linear, base, torch.float32)
 
 
-def _bf16(layer: nn.Linear) -> ReducedLinear:
+def _bf16(layer: nn.Linear) -> nn.Linear:
     return _filled(ReducedLinear, layer, torch.bfloat16)
 
 
@@ -87,7 +90,7 @@ def _quantized(layer: nn.Linear, precision: str) -> nn.Module:
     return new.to(layer.weight.device).train(layer.training)  # the move quantizes
 
 
-def _import_bitsandbytes():
+def _import_bitsandbytes() -> ModuleType:
     try:
         import bitsandbytes
     except ImportError as error:

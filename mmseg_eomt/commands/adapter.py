@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from mmengine.runner import CheckpointLoader
 from mmseg.apis import init_model
+from mmseg.models import BaseSegmentor
 
 from mmseg_eomt.adapters import merge as merge_adapters
 from mmseg_eomt.adapters import save_adapter
@@ -53,8 +54,7 @@ def info(checkpoint: str) -> None:
 
 def export(config: str, checkpoint: str, folder: str) -> None:
     """Write an adapter in PEFT's format."""
-    loaded, note = read(checkpoint)
-    model = build(config, checkpoint, note)
+    model, loaded, note = build(config, checkpoint)
     meta = loaded.get('meta', {})
     known = {name: meta[name] for name in ('iter', 'epoch', 'dataset_meta', ARCH_NOTE) if name in meta}
     save_adapter(model, folder, base=note['base'], meta=known)
@@ -66,8 +66,7 @@ def merge(config: str, checkpoint: str, out: str) -> None:
     """Write a plain checkpoint."""
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
-    loaded, note = read(checkpoint)
-    model = build(config, checkpoint, note)
+    model, loaded, _ = build(config, checkpoint)
     if tuner_layers(model):  # without any, the trained modules are in the model already
         merge_adapters(model)
     meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
@@ -98,7 +97,8 @@ def diff(first: str, second: str) -> None:
 
 def compare(one: dict, two: dict) -> None:
     """Print, for each part of the model, how far the tensors that both have lie apart."""
-    equal, apart = 0, {}
+    equal = 0
+    apart: dict[str, list[tuple[str, float]]] = {}
     for name in sorted(one.keys() & two.keys()):
         if one[name].shape != two[name].shape:
             apart.setdefault(part(name), []).append((name, float('inf')))
@@ -119,11 +119,12 @@ def read(checkpoint: str) -> tuple[dict, dict | None]:
     return loaded, note_of(loaded)
 
 
-def build(config: str, checkpoint: str, note: dict | None) -> torch.nn.Module:
-    """The adapted model of a checkpoint."""
+def build(config: str, checkpoint: str) -> tuple[BaseSegmentor, dict, dict]:
+    """The adapted model of a checkpoint, what was loaded, and its note of adapters."""
+    loaded, note = read(checkpoint)
     if note is None:
         raise ValueError(f'{checkpoint} has no adapters.')
-    return init_model(config, checkpoint, device='cpu')
+    return init_model(config, checkpoint, device='cpu'), loaded, note
 
 
 def kind(loaded: dict, note: dict | None) -> str:

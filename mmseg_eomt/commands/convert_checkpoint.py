@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -54,7 +55,7 @@ def convert(args: argparse.Namespace) -> None:
             (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
             write_safetensors(new / written.name, weights)
     else:
-        content = to_mmseg(found, meta) if args.to == 'mmseg' else to_eomt(found)
+        content: dict[str, Any] = to_mmseg(found, meta) if args.to == 'mmseg' else to_eomt(found)
         weights = content.get('state_dict', content)
         if target.suffix == '.safetensors':
             write_safetensors(target, weights)
@@ -64,13 +65,13 @@ def convert(args: argparse.Namespace) -> None:
     print(f'{args.src} ({found.kind}) -> {written}: {len(weights)} tensors, {written.stat().st_size / 1e6:,.1f} MB')
 
 
-def class_names(meta: dict, source: str) -> list[str] | None:
+def class_names(meta: dict[str, Any], source: str) -> list[str] | None:
     """The classes that a checkpoint notes; None if it notes none."""
     noted = meta.get('dataset_meta') or {}
     names = noted.get('classes') if isinstance(noted, dict) else noted
     if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
         raise ValueError(f'{source}: classes in its dataset_meta are {names!r}, and a list of names belongs there.')
-    return names
+    return None if names is None else list(names)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

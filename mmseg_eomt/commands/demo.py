@@ -24,8 +24,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmseg.datasets import CityscapesDataset
@@ -60,15 +62,15 @@ def run_shown(title: str, command: list[str]) -> tuple[int, deque[str]]:
     """Status and last lines of a command that is run; it ends with the demo, however that ends."""
     header = f'\n=== {title}\n$ {shlex.join(["python", *command[1:]])}'
     print(header, flush=True)
-    last = deque(maxlen=25)
-    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last: deque[str] = deque(maxlen=25)
+    output: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with (
         subprocess.Popen(command, cwd=ROOT, preexec_fn=end_with_parent, **output) as process,
         (ROOT / LOG).open('a', encoding='utf-8') as log,
     ):
         log.write(header + '\n')
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 log.write(line)
                 last.append(line)
                 if SHOWN.search(line):
@@ -179,8 +181,8 @@ def draw(before: Path, after: Path, out: Path, num_rows: int = 4) -> None:
     for image in sorted((ROOT / SCENES / 'leftImg8bit/val/dusk').glob('*.png'))[:num_rows]:
         truth = ROOT / SCENES / 'gtFine/val/dusk' / image.name.replace('leftImg8bit', 'gtFine_labelTrainIds')
         maps = [truth, before / image.name, after / image.name]
-        labels = [palette[cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)] for path in maps]
-        rows.append(np.hstack([cv2.imread(str(image)), *labels]))
+        labels = [palette[mmcv.imread(path, 'grayscale')] for path in maps]
+        rows.append(np.hstack([mmcv.imread(image), *labels]))
     sheet = cv2.resize(np.vstack(rows), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     sheet = cv2.copyMakeBorder(sheet, 28, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     for i, title in enumerate(('input', 'truth', 'before LoRA', 'after LoRA')):
@@ -218,8 +220,8 @@ def run_all() -> float:
     run('4/6 Adapt it to dusk with LoRA', 'tools/train.py', f'configs/{LORA}.py')
     after = evaluate('5/6 Evaluate it at dusk again', LORA, lora, 'dusk')
     print('\n=== 6/6 Draw the predictions', flush=True)
-    predictions = (ROOT / WORK_DIRS / f'{name}_on_dusk' / 'predictions' for name in (BASE, LORA))
-    draw(*predictions, ROOT / PICTURE)
+    by_day, adapted = (ROOT / WORK_DIRS / f'{name}_on_dusk' / 'predictions' for name in (BASE, LORA))
+    draw(by_day, adapted, ROOT / PICTURE)
 
     count, size = adapter_size(ROOT / lora)
     print(f'\nmIoU at dusk before LoRA  {before:5.2f} %')

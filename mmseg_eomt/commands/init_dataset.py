@@ -120,9 +120,9 @@ def init_dataset(args: argparse.Namespace, config_file: Path, data_dir: Path) ->
     rewriting = mapping.rewrite or not pairs.image_suffix
     masks, mask_suffix = (data_dir / 'masks', '.png') if rewriting else (args.masks, pairs.mask_suffix)
     if rewriting:
-        refuse_own_files(masks, {*used.values(), *map(image_of.get, used)})
+        refuse_own_files(masks, {*used.values(), *(image_of[name] for name in used)})
     with whole_folder(masks) if rewriting else nullcontext() as folder:
-        if rewriting:
+        if folder:
             write_masks(mapping, used, folder)
         config_file.unlink(missing_ok=True)  # of an earlier run: its classes may not be those of these masks
     lists = {part: data_dir / f'{part}.txt' for part in ('train', 'val')}

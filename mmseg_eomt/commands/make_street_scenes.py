@@ -47,12 +47,13 @@ class Scene:
         self._bonnet()
 
     def _colour(self, *bgr: int, spread: int = 18) -> tuple[int, int, int]:
-        return tuple(int(c) for c in np.clip(np.array(bgr) + self.rng.integers(-spread, spread + 1, 3), 0, 255))
+        blue, green, red = np.clip(np.array(bgr) + self.rng.integers(-spread, spread + 1, 3), 0, 255).tolist()
+        return blue, green, red
 
-    def _fill(self, points: list[tuple[float, float]], colour: tuple[int, int, int], label: int) -> None:
-        polygon = np.round(np.array(points)).astype(np.int32)[None]
+    def _fill(self, points: Sequence[tuple[float, float]], colour: tuple[int, int, int], label: int) -> None:
+        polygon = [np.round(np.array(points)).astype(np.int32)]
         cv2.fillPoly(self.image, polygon, colour)
-        cv2.fillPoly(self.label, polygon, label)
+        cv2.fillPoly(self.label, polygon, (label,))
 
     def _box(self, left: float, top: float, right: float, bottom: float, colour: tuple[int, int, int], label: int) -> None:
         self._fill([(left, top), (right, top), (right, bottom), (left, bottom)], colour, label)

@@ -134,7 +134,7 @@ class Predictor:
                     picture = self.picture(image, labels, list(range(len(self.classes))))
                     height, width = (side - side % 2 for side in picture.shape[:2])  # encoders take even sides
                     if writer is None:
-                        writer = cv2.VideoWriter(str(new), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
+                        writer = cv2.VideoWriter(str(new), cv2.VideoWriter.fourcc(*'mp4v'), rate, (width, height))
                         if not writer.isOpened():
                             raise ValueError('its overlay could not be written: OpenCV has no mp4 encoder here')
                     writer.write(np.ascontiguousarray(picture[:height, :width]))

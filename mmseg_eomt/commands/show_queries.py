@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from mmseg.apis.inference import _preprare_data
+from mmseg.models import BaseSegmentor
 
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.data.images import inspect_image
@@ -74,7 +75,7 @@ def show_queries(args: argparse.Namespace, out: Path) -> None:
     draw(shown(model, image), rows, title + (f', the {len(rows)} largest are shown' if len(rows) < len(active) else ''), out)
 
 
-def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
+def network_input(model: BaseSegmentor, path: Path) -> torch.Tensor:
     """The image (1, 3, H, W) as the model gets it; the middle window of a model that slides."""
     data, _ = _preprare_data(str(path), model)
     image = model.data_preprocessor(data, False)['inputs']
@@ -86,7 +87,7 @@ def network_input(model: torch.nn.Module, path: Path) -> torch.Tensor:
     return image[..., top : top + window[0], left : left + window[1]]
 
 
-def shown(model: torch.nn.Module, image: torch.Tensor) -> np.ndarray:
+def shown(model: BaseSegmentor, image: torch.Tensor) -> np.ndarray:
     """A network's input as an RGB picture (H, W, 3) from 0 to 1."""
     preprocessor = model.data_preprocessor
     picture = (image[0] * preprocessor.std + preprocessor.mean).cpu() / 255

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
@@ -23,7 +23,8 @@ from mmseg_eomt.data.images import DEFAULT_READER, ImageInfo, Reader, inspect_im
 from mmseg_eomt.data.masks import count_values, describe_turned, read_pair
 from mmseg_eomt.whole import whole_file
 
-T, R = TypeVar('T'), TypeVar('R')
+T = TypeVar('T')
+R = TypeVar('R')
 SPLITS = ('train', 'val', 'test')
 NUM_SHOWN = 10
 CHECKS = b'2'  # to be raised when more is checked than before: stamps of earlier versions end
@@ -87,7 +88,7 @@ def check_sample(sample: Sample) -> Finding:
         image, values, _ = read_pair(sample.image, sample.mask, sample.reader)
     except ValueError as error:
         return Finding(str(error))
-    return Finding(sample.rule and _wrong_ids(sample.mask, values, sample.rule), image)
+    return Finding(_wrong_ids(sample.mask, values, sample.rule) if sample.rule else None, image)
 
 
 def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
@@ -210,7 +211,7 @@ def _files_of_loop(runner: Runner, loop: BaseLoop) -> list[Sample]:
     head = getattr(model, 'decode_head', None)
     metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
     ignored = [part.ignore_index for part in (*metrics, head) if hasattr(part, 'ignore_index')]
-    return list(files_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))
+    return list(samples_of(loop.dataloader.dataset, getattr(head, 'num_classes', None), (*ignored, 255)[0]))
 
 
 def describe(problems: list[str], num_files: int) -> str:
@@ -221,7 +222,7 @@ def describe(problems: list[str], num_files: int) -> str:
     return '\n  '.join(lines)
 
 
-def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[Sample]:
+def samples_of(dataset: object, num_classes: int | None, ignore_index: int) -> Iterator[Sample]:
     """Image, mask and rule of every sample that is read from plain files, however datasets are wrapped.
 
     Args:
@@ -229,33 +230,43 @@ def files_of(dataset: object, num_classes: int | None, ignore_index: int) -> Ite
         num_classes: The head's. Where it is None, the dataset's.
         ignore_index: The head's.
     """
-    if isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from files_of(part, num_classes, ignore_index)
-    elif not isinstance(dataset, BaseDataset):
-        if hasattr(dataset, 'dataset'):  # RepeatDataset and the like
-            yield from files_of(dataset.dataset, num_classes, ignore_index)
-    elif not getattr(dataset, 'backend_args', None) and (loader := _reader(dataset, 'LoadImageFromFile')):
+    for part in _unwrapped(dataset):
+        loader, annotations = (_reader(part, name) for name in ('LoadImageFromFile', 'LoadAnnotations'))
+        if loader is None or getattr(part, 'backend_args', None):
+            continue
         reader = Reader(loader.color_type, loader.imdecode_backend)
-        annotations = _reader(dataset, 'LoadAnnotations')
-        # a transform of the user's may make other ids of those in the files
-        known = all(_is_stock(step) for step in _steps(dataset.pipeline))
-        classes = num_classes or len(dataset.metainfo.get('classes') or ())
-        rule = None
-        if annotations and known and classes:
-            zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
-            rule = LabelRule(classes, ignore_index, bool(zero), label_map)
-        for i in range(len(dataset)):
-            sample = dataset.get_data_info(i)
+        rule = _label_rule(part, num_classes, ignore_index) if annotations else None
+        for i in range(len(part)):
+            sample = part.get_data_info(i)
             if 'img_path' in sample and not re.match(r'\w\w+:', sample['img_path']):  # s3://…
                 yield Sample(sample['img_path'], sample.get('seg_map_path') if annotations else None, rule, reader)
+
+
+def _unwrapped(dataset: object) -> Iterator[BaseDataset]:
+    """The datasets inside concatenations, repetitions and the like."""
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _unwrapped(part)
+    elif isinstance(dataset, BaseDataset):
+        yield dataset
+    elif hasattr(dataset, 'dataset'):
+        yield from _unwrapped(dataset.dataset)
+
+
+def _label_rule(dataset: BaseDataset, num_classes: int | None, ignore_index: int) -> LabelRule | None:
+    """What ids a dataset's masks may hold; None where a transform of the user's may make others of those in the files."""
+    classes = num_classes or len(dataset.metainfo.get('classes') or ())
+    if not classes or not all(map(_is_stock, _steps(dataset.pipeline))):
+        return None
+    zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
+    return LabelRule(classes, ignore_index, bool(zero), label_map)
 
 
 def _is_stock(step: object) -> bool:
     return type(step).__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmengine', 'mmseg_eomt')
 
 
-def _steps(pipeline: object) -> Iterator[object]:
+def _steps(pipeline: Any) -> Iterator[object]:
     """Transforms of a pipeline, and those inside of one that holds pipelines, such as test-time augmentation."""
     for step in pipeline.transforms:
         yield step
@@ -265,8 +276,8 @@ def _steps(pipeline: object) -> Iterator[object]:
                 yield from _steps(part)
 
 
-def _reader(dataset: BaseDataset, name: str) -> object | None:
-    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored."""
+def _reader(dataset: BaseDataset, name: str) -> Any:
+    """The toolbox's own transform of a name, if the dataset reads plain files with it, as they are stored; or None."""
     for step in _steps(dataset.pipeline):
         as_stored = getattr(step, 'imdecode_backend', None) == 'pillow' or name != 'LoadAnnotations'
         if type(step).__name__ == name and _is_stock(step) and as_stored and not getattr(step, 'backend_args', None):

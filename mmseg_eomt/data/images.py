@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mmcv
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 IMAGE_TYPES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ORIENTATION, TURNED, SIDEWAYS = (
@@ -107,7 +107,8 @@ def applies_orientation(reader: Reader, kind: str | None) -> bool:
     exif[ORIENTATION] = SIDEWAYS[0]
     try:
         Image.new('RGB', (2, 1)).save(file, 'JPEG' if kind == 'MPO' else kind, exif=exif)
-        return reader.decode(file.getvalue()).shape[:2] == (2, 1)
+        decoded = reader.decode(file.getvalue())
+        return decoded is not None and decoded.shape[:2] == (2, 1)
     except Exception:  # no format that carries it
         return False
 
@@ -150,7 +151,7 @@ def _head_of_jpeg(path: Path) -> bytes:
 def orientation_of(image: Image.Image) -> int:
     """The orientation in a file's Exif data or TIFF tags; that in XMP, which Pillow reads too, is applied by no reader."""
     try:
-        if image.format == 'TIFF':
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             return int(image.tag_v2.get(ORIENTATION, 1))
         exif = Image.Exif()
         exif.load(image.info.get('exif', b''))

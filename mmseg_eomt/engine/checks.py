@@ -23,7 +23,7 @@ from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.segmentor import check_split
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint, check_noted, noted_arch
+from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint, Purpose, check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
 from mmseg_eomt.weights.fit import fit_checkpoint
 
@@ -105,7 +105,7 @@ def receive(runner: Runner, checkpoint: dict[str, Any], call_hooks: Callable[[],
             check_fits_run(runner, checkpoint)
 
 
-def fit_run_checkpoint(runner: Runner, checkpoint: dict) -> None:
+def fit_run_checkpoint(runner: Runner, checkpoint: Any) -> None:
     """Say what a Runner loads a checkpoint for, and fit its weights to the model, in place.
 
     It comes before the hooks, of which EMAHook copies the weights. Adapters are put in by LoRAHook, or refused by the
@@ -115,10 +115,10 @@ def fit_run_checkpoint(runner: Runner, checkpoint: dict) -> None:
         ValueError: If weights are missing or of another shape, with some of their names, or if a resumed run has another
             grid of positions.
     """
-    weights, model = weights_of(checkpoint), segmentor_of(runner)
-    purpose = 'resume' if is_resuming(runner) else 'train' if is_training(runner) else 'predict'
-    origin = replace(Checkpoint.of(weights), purpose=purpose)
-    weights = origin.attach(weights)
+    read, model = weights_of(checkpoint), segmentor_of(runner)
+    purpose: Purpose = 'resume' if is_resuming(runner) else 'train' if is_training(runner) else 'predict'
+    origin = replace(Checkpoint.of(read), purpose=purpose)
+    weights: Any = origin.attach(read)
     if note_of(checkpoint) is None and not tuner_layers(model):
         fitted = fit_checkpoint(model, weights)
         if fitted is not weights and origin.purpose == 'resume':
@@ -143,7 +143,9 @@ class ModelNoteHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Note what the weights do not tell, in plain values."""
-        checkpoint['meta'][ARCH_NOTE] = asdict(arch_of(segmentor_of(runner)))
+        arch = arch_of(segmentor_of(runner))
+        if arch is not None:
+            checkpoint['meta'][ARCH_NOTE] = asdict(arch)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the arch and, in a run that is resumed, the names of the classes.
@@ -197,8 +199,9 @@ def check_trained_classes(runner: Runner, split: str, trained: list[str] | None,
     Raises:
         ValueError: If names or their order differ.
     """
-    for classes in _classes_of(runner, split) if trained else ():
-        _check_names(runner, split, classes, trained, source)
+    if trained:
+        for classes in _classes_of(runner, split):
+            _check_names(runner, split, classes, trained, source)
 
 
 def class_names(meta: dict[str, Any]) -> list[str] | None:

@@ -48,15 +48,15 @@ def bring_base(runner: Runner, config: Any, start: Start | None, fully_trained: 
     Returns:
         The description of the base that checkpoints note (:func:`~mmseg_eomt.adapters.base_weights.describe_base`).
     """
-    model, path, given = segmentor_of(runner), checkpoint_path(runner), start and start.note
+    model, path, given = segmentor_of(runner), checkpoint_path(runner), None if start is None else start.note
     if is_resuming(runner) and start is not None and given is None and config.target_modules:
         raise ValueError('The checkpoint to resume from has no adapters: to start from it, leave out --resume.')
     base = noted_base(runner, config, given, precision) if given is not None else UNKNOWN_BASE
     names = [name for name, _ in model.named_parameters()]
     frozen = [name for name in names if not is_in_modules(name, fully_trained)]
-    if given is not None and not given['complete']:
+    if start is not None and given is not None and not given['complete']:
         initialised = set(names) - set(frozen) if is_training(runner) else set()
-        restore_base(model, base, start.brought | initialised, path)
+        restore_base(model, base, start.brought | initialised, str(path))
         return base
     if not is_training(runner) or (is_resuming(runner) and start is not None):
         return base  # the checkpoint brings all of it
@@ -77,7 +77,7 @@ def bring_base(runner: Runner, config: Any, start: Start | None, fully_trained: 
 
 def noted_base(runner: Runner, config: Any, given: dict[str, Any], precision: str) -> dict[str, Any]:
     """The base that a checkpoint's note describes, once its adapters are known to be those that LoRAHook is set to."""
-    check_note(given, config, checkpoint_path(runner))
+    check_note(given, config, str(checkpoint_path(runner)))
     noted = given.get('base_precision', 'fp32')
     if is_resuming(runner) and noted != precision:
         raise ValueError(f'The run to resume had base_precision={noted!r}, here it is {precision!r}: set the same.')

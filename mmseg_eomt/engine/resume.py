@@ -66,10 +66,11 @@ def last_whole_checkpoint(runner: Runner) -> Path | str | None:
     if isinstance(named, str):
         return named
     folders = {work_dir, named.parent if named else work_dir}  # CheckpointHook's out_dir may be another
-    numbered = {path: _number(path) for folder in folders for path in folder.glob('*.pth')}
-    found = sorted((path for path, number in numbered.items() if number is not None), key=numbered.get, reverse=True)
+    checkpoints = (path for folder in folders for path in folder.glob('*.pth'))
+    numbered = {path: number for path in checkpoints if (number := _number(path)) is not None}
+    found = sorted(numbered, key=lambda path: numbered[path], reverse=True)
     limit = _number(named) if named else None
-    if limit is not None:
+    if named and limit is not None:
         after = [path for path in found if numbered[path] > limit and _is_later(path, named, work_dir / 'last_checkpoint')]
         found = [*after, named, *(path for path in found if numbered[path] < limit)]
     elif named:
@@ -131,13 +132,14 @@ def check_resumable(runner: Runner, checkpoint: dict) -> None:
     """
     if not is_resuming(runner):
         return
-    source = checkpoint_path(runner)
+    source = str(checkpoint_path(runner))
     absent = [part for part in ('message_hub', 'optimizer') if part not in checkpoint]
     if absent:
         raise ValueError(f'{source} holds no {absent[-1]} to resume: to start from it, leave out --resume.')
-    meta = checkpoint.get('meta')
+    noted = checkpoint.get('meta')
+    meta: dict[str, Any] = noted if isinstance(noted, dict) else {}
     for name in ('iter', 'epoch'):
-        number = meta.get(name) if isinstance(meta, dict) else None
+        number = meta.get(name)
         if type(number) is not int or number < 0:
             raise ValueError(f'{source} cannot be resumed: its meta gives {number!r} as {name}, not a number from 0 on.')
     if type(meta.get('seed', 0)) is not int and meta['seed'] is not None:
@@ -174,7 +176,7 @@ def check_fits_run(runner: Runner, checkpoint: dict) -> None:
         ValueError: If it is beyond the end, or its optimizer is another one, with what differs.
     """
     if is_resuming(runner):
-        source = checkpoint_path(runner)
+        source = str(checkpoint_path(runner))
         _check_length(runner, checkpoint['meta'], source)
         _check_optimizer(runner, checkpoint['optimizer'], source)
         if isinstance(runner.param_schedulers, list):  # there are others with several optimizers
@@ -204,7 +206,9 @@ def _check_optimizer(runner: Runner, saved: Any, source: str) -> None:
     if isinstance(wrapper, OptimWrapperDict):
         return
     own, kind = wrapper.optimizer.param_groups, type(wrapper.optimizer).__name__
-    groups, states = (saved.get(key) if isinstance(saved, dict) else None for key in ('param_groups', 'state'))
+    fields: dict[str, Any] = saved if isinstance(saved, dict) else {}
+    groups: Any = fields.get('param_groups')
+    states: Any = fields.get('state')
     if not _is_state(groups, states):
         raise ValueError(f'{source} cannot be resumed: the state of its optimizer is damaged.')
     sizes, own_sizes = ([len(group['params']) for group in side] for side in (groups, own))

@@ -2,12 +2,12 @@
 
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import nn
+from mmseg.models import BaseSegmentor
 
 from mmseg_eomt.adapters.loading import unwrapped
 
 
-def segmentor_of(runner: Runner) -> nn.Module:
+def segmentor_of(runner: Runner) -> BaseSegmentor:
     """The segmentor inside wrappers for DDP and test-time augmentation."""
     return unwrapped(runner.model)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, _ParamScheduler
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
@@ -54,7 +54,7 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        options = dict(layer_decay=0.8, decay_joint_blocks=True, custom_keys={})
+        options: dict[str, Any] = dict(layer_decay=0.8, decay_joint_blocks=True, custom_keys={})
         unknown = set(paramwise_cfg or {}) - set(options)
         if unknown:
             raise ValueError(f'paramwise_cfg of {type(self).__name__} takes {list(options)}, got {sorted(unknown)}.')
@@ -94,7 +94,7 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('The model has no trainable parameter.')
         params.extend(groups.values())
 
-    def _place(self, name: str, vits: dict[str, nn.Module]) -> tuple[str, float]:
+    def _place(self, name: str, vits: dict[str, EoMTViT | EoMTHead]) -> tuple[str, float]:
         """Part of a parameter, and its learning rate as a fraction of ``lr``."""
         for prefix, vit in vits.items():
             if not name.startswith(f'{prefix}.'):
@@ -138,7 +138,7 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
 
     def __init__(
         self,
-        optimizer,
+        optimizer: OptimWrapper,
         warmup_steps: tuple[int, int] = (500, 1000),
         power: float = 0.9,
         begin: int = 0,
@@ -229,10 +229,9 @@ class MaskAnnealingHook(Hook):
     ) -> None:
         if (start_iters is None) != (end_iters is None):
             raise ValueError('start_iters and end_iters go together: give both or neither.')
-        if start_iters is not None and (
-            len(start_iters) != len(end_iters) or any(s >= e for s, e in zip(start_iters, end_iters))
-        ):
-            raise ValueError(f'Each end iteration must follow its start, got {list(start_iters)} and {list(end_iters)}.')
+        starts, ends = list(start_iters or ()), list(end_iters or ())
+        if len(starts) != len(ends) or any(start >= end for start, end in zip(starts, ends)):
+            raise ValueError(f'Each end iteration must follow its start, got {starts} and {ends}.')
         self.start_iters = start_iters
         self.end_iters = end_iters
         self.power = power
@@ -244,7 +243,7 @@ class MaskAnnealingHook(Hook):
             raise ValueError(f'MaskAnnealingHook needs a model with one EoMTHead, found {len(heads)}.')
         self._head = heads[0]
         num_blocks = self._head.num_joint_blocks
-        if self.start_iters is None:
+        if self.start_iters is None or self.end_iters is None:
             edges = [int(runner.max_iters * i / (num_blocks + 2)) for i in range(1, num_blocks + 2)]
             # a run shorter than its joint blocks has no room for annealing: one iteration each
             self._spans = [(start, max(end, start + 1)) for start, end in itertools.pairwise(edges)]

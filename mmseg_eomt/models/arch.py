@@ -1,6 +1,7 @@
 """Sizes of the plain ViTs that EoMT is built from."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import nn
 
@@ -77,8 +78,8 @@ class ViTArch:
         )
 
 
-_DINOV3 = dict(norm_eps=1e-5, qkv_bias='qv', rope_theta=100.0, rope_rescale=2.0)
-_PLAIN = dict(layer_scale_init=None)
+_DINOV3: dict[str, Any] = dict(norm_eps=1e-5, qkv_bias='qv', rope_theta=100.0, rope_rescale=2.0)
+_PLAIN: dict[str, Any] = dict(layer_scale_init=None)
 ARCHS = {
     'small': ViTArch(384, 12, 6),
     'base': ViTArch(768, 12, 12),

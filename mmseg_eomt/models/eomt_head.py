@@ -1,6 +1,7 @@
 """The decode head: the ViT's last blocks, run together with learnable queries."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,8 @@ class EoMTHead(BaseModule):
 
     Source: EoMT (Kerssies et al., CVPR 2025), section 3; public implementation ``models/eomt.py``.
     """
+
+    attn_mask_probs: Tensor
 
     def __init__(
         self,
@@ -152,7 +155,7 @@ class EoMTHead(BaseModule):
         earlier = (False,) * len(probs) if first else self.masked_blocks
         self.masked_blocks = tuple(prob > 0 or masked for prob, masked in zip(probs, earlier))
 
-    def _read_mask_probs(self, *_) -> None:
+    def _read_mask_probs(self, *_: Any) -> None:
         # plain numbers beside the buffer, so that a training step does not wait for the device to read them
         self.mask_probs = tuple(self.attn_mask_probs.tolist())
         self.masked_blocks = tuple(prob > 0 for prob in self.mask_probs)
@@ -172,7 +175,7 @@ class EoMTHead(BaseModule):
             training and with ``every_layer``, else of the last one alone.
         """
         feature, prefix, rope = self._split(feats[self.in_index])
-        grid = feature.shape[-2:]
+        grid = (feature.shape[-2], feature.shape[-1])
         x = feature.flatten(2).transpose(1, 2)  # (B, C, h, w) to patch tokens (B, h·w, C)
         queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
         x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)  # (B, Q + P + h·w, C)
@@ -199,10 +202,10 @@ class EoMTHead(BaseModule):
             return [prob if masked else None for prob, masked in zip(self.attn_mask_probs.unbind(), self.masked_blocks)]
         return [prob if prob > 0 else None for prob in self.mask_probs]
 
-    def _split(self, feature: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _split(self, output: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""
-        parts = (feature,) if isinstance(feature, Tensor) else tuple(feature)
-        feature, prefix, rope = parts + (None,) * (3 - len(parts))
+        parts: list[Any] = [output] if isinstance(output, Tensor) else list(output)
+        feature, prefix, rope = parts + [None] * (3 - len(parts))
         if feature.shape[1] != self.in_channels:
             raise ValueError(
                 f"The backbone's output {self.in_index} has {feature.shape[1]} channels, but EoMTHead expects "
@@ -213,7 +216,8 @@ class EoMTHead(BaseModule):
             raise ValueError('The backbone has rotary positions and the arch of EoMTHead has none: give both the same arch.')
         if rope is None and theta is not None:  # a backbone of another kind
             rescale = self.arch.rope_rescale if self.training else None
-            rope = rotary_embedding(feature.shape[-2:], self.arch.head_dims, theta, rescale, feature.device)
+            grid = (feature.shape[-2], feature.shape[-1])
+            rope = rotary_embedding(grid, self.arch.head_dims, theta, rescale, feature.device)
         if prefix is None:
             return self.input_projection(feature), None, rope
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
@@ -252,16 +256,16 @@ class EoMTHead(BaseModule):
             ValueError: If a label map has several channels, or an id that is neither a class nor ``ignore_index``, or if
                 ``patch_size`` is not the stride of the map.
         """
-        labels = [sample.gt_sem_seg.data for sample in batch_data_samples]
-        for sample, label in zip(batch_data_samples, labels):
+        label_maps = [sample.gt_sem_seg.data for sample in batch_data_samples]
+        for sample, label in zip(batch_data_samples, label_maps):
             if label.ndim != 3 or label.shape[0] != 1:
                 raise ValueError(
                     f'A label map must be an image of one channel with a class id per pixel; that of '
                     f'{sample.metainfo.get("seg_map_path", "a sample")} gave a tensor of shape {tuple(label.shape)}.'
                 )
-        self._check_stride(labels[0].shape[-2:], self._map_size(feats))
+        self._check_stride(label_maps[0].shape[-2:], self._map_size(feats))
         masks, classes = self(feats)
-        labels = torch.cat(labels)
+        labels = torch.cat(label_maps)
         targets = SemanticTargets.from_label_maps(labels, self.num_classes, self.ignore_index)
         grid = self._map_size(feats)
         height, width = self._size_on_grid(labels.shape[-2:], grid)
@@ -312,10 +316,11 @@ class EoMTHead(BaseModule):
             )
 
     def _map_size(self, feats: Features) -> tuple[int, int]:
-        feature = feats[self.in_index]
-        return tuple((feature if isinstance(feature, Tensor) else feature[0]).shape[-2:])
+        output = feats[self.in_index]
+        feature = output if isinstance(output, Tensor) else output[0]
+        return feature.shape[-2], feature.shape[-1]
 
     def _size_on_grid(self, size: Sequence[int], grid: tuple[int, int]) -> tuple[int, int]:
         """Pixels that the map covers: the image padded to whole patches, or its own size for a map of another stride."""
-        padded = tuple(-(-side // self.patch_size) * self.patch_size for side in size)
-        return padded if padded == tuple(side * self.patch_size for side in grid) else tuple(size)
+        height, width = (-(-side // self.patch_size) * self.patch_size for side in size)
+        return (height, width) if (height, width) == tuple(side * self.patch_size for side in grid) else (size[0], size[1])

@@ -1,5 +1,7 @@
 """The backbone: a plain ViT up to its joint blocks."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -97,11 +99,11 @@ class EoMTViT(BaseModule):
         """The number of ``blocks.0`` in the whole ViT: this part holds its first blocks."""
         return 0
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # a checkpoint of another img_size: mmengine would leave its position embedding out and go on
-        pos_embed, grid = (state_dict.get(f'{prefix}{name}') for name in ('pos_embed', 'pos_grid'))
+        pos_embed, noted = (state_dict.get(f'{prefix}{name}') for name in ('pos_embed', 'pos_grid'))
         if self.pos_embed is not None and pos_embed is not None:
-            grid = grid_of(pos_embed, grid, self.grid_size)
+            grid = grid_of(pos_embed, noted, self.grid_size)
             state_dict[f'{prefix}pos_embed'] = resize_pos_embed(pos_embed, grid, self.grid_size)
             state_dict[f'{prefix}pos_grid'] = self.pos_grid
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -113,11 +115,9 @@ class EoMTViT(BaseModule):
         grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
 
         x = self.patch_embed(image)
-        rope = None
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
-        else:
-            rope = self._rotary_embedding(grid, x.device)
+        rope = self._rotary_embedding(grid, x.device)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         num_prefix = sum(token.shape[1] for token in prefix)
         x = self.norm_pre(torch.cat((*prefix, x), dim=1))  # (B, P + h·w, C)
@@ -139,6 +139,8 @@ class EoMTViT(BaseModule):
                 outs.append(feature)
         return tuple(outs)
 
-    def _rotary_embedding(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+    def _rotary_embedding(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        if self.arch.rope_theta is None:
+            return None
         rescale = self.arch.rope_rescale if self.training else None
         return rotary_embedding(grid, self.arch.head_dims, self.arch.rope_theta, rescale, device)

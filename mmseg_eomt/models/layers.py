@@ -86,6 +86,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, embed_dims, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) to tokens (B, N, C)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -97,6 +98,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((embed_dims,), init_value))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to the same."""
         return x * self.gamma
 
 
@@ -106,6 +108,8 @@ class KeyBiasFreeLinear(nn.Linear):
     The bias is one vector as elsewhere, so that names stay timm's; its middle third is zero and gets no gradient.
     """
 
+    bias_mask: Tensor
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         third = out_features // 3
@@ -113,6 +117,7 @@ class KeyBiasFreeLinear(nn.Linear):
         self.register_buffer('bias_mask', mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to (…, 3C)."""
         return F.linear(x, self.weight, self.bias * self.bias_mask)
 
 
@@ -186,6 +191,7 @@ class Mlp(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to the same."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -198,11 +204,12 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to the same."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(F.silu(gate) * value)
 
 
-MLPS = {
+MLPS: dict[str, Callable[[int, int], nn.Module]] = {
     'gelu': partial(Mlp, activation=F.gelu),
     'gelu_tanh': partial(Mlp, activation=partial(F.gelu, approximate='tanh')),
     'quick_gelu': partial(Mlp, activation=quick_gelu),

@@ -187,6 +187,8 @@ class MaskClassificationLoss(nn.Module):
     Source: Mask2Former, sections 3.2 and 3.3; public implementation ``training/mask_classification_loss.py``.
     """
 
+    class_weights: Tensor
+
     def __init__(
         self,
         num_classes: int,

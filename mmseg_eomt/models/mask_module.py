@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ class ScaleBlock(nn.Module):
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """The transposed convolution as a linear layer: weight (4C, C) and bias (4C), a position's four values in a row."""
-        return self.conv1.weight.permute(2, 3, 1, 0).flatten(0, 2), self.conv1.bias.repeat(4)
+        weight, bias = self.conv1.weight, cast(Tensor, self.conv1.bias)
+        return weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)
 
     def is_plain(self) -> bool:
         """Whether the block is as it was built: PEFT may have put layers in, and others hooks on them."""
@@ -42,6 +44,7 @@ class ScaleBlock(nn.Module):
         return all(type(layer) is kind and not has_hooks(layer) for layer, kind in zip(layers, kinds))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to (B, 2h, 2w, C)."""
         B, h, w, C = x.shape
         if type(self.conv1) is nn.ConvTranspose2d:
             x = F.linear(x, *self.linear()).view(B, h, w, 2, 2, C).permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, C)
@@ -163,7 +166,7 @@ class Upscale(nn.Sequential):
     def __init__(self, embed_dims: int, patch_size: int) -> None:
         super().__init__(*[ScaleBlock(embed_dims) for _ in range(max(1, int(math.log2(patch_size)) - 2))])
 
-    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, patches: Tensor) -> Tensor:  # type: ignore[override]  # a Sequential takes one
         """Read each query's mask out of the upscaled patches.
 
         Args:
@@ -173,31 +176,35 @@ class Upscale(nn.Sequential):
         Returns:
             (B, Q, 2ⁿ·h, 2ⁿ·w).
         """
-        plain = all(isinstance(block, ScaleBlock) and block.is_plain() for block in self)
-        if not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        blocks = [block for block in self if isinstance(block, ScaleBlock) and block.is_plain()]
+        if len(blocks) < len(self) or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return _dot(queries, super().forward(patches))
         rows = patches.shape[1]
         if not _on_cpu(patches):
-            return _rows_of_logits(queries, patches, self, 0, rows)
+            return _rows_of_logits(queries, patches, blocks, 0, rows)
         num_strips = min(rows, -(-math.prod(patches.shape[1:]) * 4 ** len(self) // STRIP_ELEMENTS))
         edges = [rows * i // num_strips for i in range(num_strips + 1)]
         return torch.cat(
             [
-                torch.cat([_rows_of_logits(*image, self, low, high) for low, high in itertools.pairwise(edges)], dim=2)
+                torch.cat([_rows_of_logits(*image, blocks, low, high) for low, high in itertools.pairwise(edges)], dim=2)
                 for image in zip(queries.split(1), patches.split(1))
             ]
         )
 
 
-def _rows_of_logits(queries: Tensor, patches: Tensor, blocks: Upscale, low: int, high: int) -> Tensor:
+def _rows_of_logits(queries: Tensor, patches: Tensor, blocks: Sequence[ScaleBlock], low: int, high: int) -> Tensor:
     """Logits for the patches' rows from ``low`` to ``high``, with a row of neighbours on either side for convolving."""
     above, below = int(low > 0), int(high < patches.shape[1])
     x = patches[:, low - above : high + below]
-    for i, block in enumerate(blocks, 1):
-        x = F.linear(x, *block.linear())  # in the lower precision of autocast, as is the rest
-        weights = [weight.to(x.dtype) for weight in (block.conv2.weight, block.norm.weight, block.norm.bias)]
-        if i == len(blocks):
-            logits = _Refine.apply(x, *weights, block.norm.eps, queries.to(x.dtype))
-            return logits[:, :, 2 * above : logits.shape[2] - 2 * below]
-        x = _Refine.apply(x, *weights, block.norm.eps, None)
+    *first, last = blocks
+    for block in first:
+        x = _refined(x, block)
         x = x[:, above : x.shape[1] - below]  # the outermost row lacked its neighbour
+    logits = _refined(x, last, queries)
+    return logits[:, :, 2 * above : logits.shape[2] - 2 * below]
+
+
+def _refined(x: Tensor, block: ScaleBlock, queries: Tensor | None = None) -> Tensor:
+    x = F.linear(x, *block.linear())  # in the lower precision of autocast, as is the rest
+    weights = [weight.to(x.dtype) for weight in (block.conv2.weight, block.norm.weight, block.norm.bias)]
+    return _Refine.apply(x, *weights, block.norm.eps, None if queries is None else queries.to(x.dtype))

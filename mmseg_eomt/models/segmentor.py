@@ -54,7 +54,11 @@ class EoMTSegmentor(EncoderDecoder):
     Source: public implementation ``training/lightning_module.py``.
     """
 
-    def __init__(self, backbone: ConfigType, decode_head: ConfigType, *args, vit: OptConfigType = None, **kwargs) -> None:
+    init_cfg: dict | list[dict] | None
+
+    def __init__(
+        self, backbone: ConfigType, decode_head: ConfigType, *args: Any, vit: OptConfigType = None, **kwargs: Any
+    ) -> None:
         settings = share_vit(dict(backbone=backbone, decode_head=decode_head, vit=vit, **kwargs))
         super().__init__(settings.pop('backbone'), settings.pop('decode_head'), *args, **settings)
         check_split(self)
@@ -79,7 +83,8 @@ class EoMTSegmentor(EncoderDecoder):
         try:
             super().init_weights()
         finally:  # adapters note which part is read from where
-            self.init_cfg, self.backbone.init_cfg, self.decode_head.init_cfg = None, *files
+            self.init_cfg = None
+            self.backbone.init_cfg, self.decode_head.init_cfg = files
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Scores (B, K, H, W) of images (B, 3, H, W), in the mode of ``test_cfg``."""
@@ -176,7 +181,7 @@ def _complete(part: Mapping[str, Any], vit: Mapping[str, Any]) -> dict[str, Any]
 def _set_sizes(model: dict[str, Any], img_size: int | tuple[int, int]) -> None:
     """Set what pads and cuts to the size of the training images, where the settings do not say it."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    processor, test_cfg = model.get('data_preprocessor'), model.get('test_cfg')
+    processor, test_cfg = model.get('data_preprocessor') or {}, model.get('test_cfg')
     if _is_a(processor, SegDataPreProcessor) and processor.get('size_divisor') is None:
         model['data_preprocessor'] = {'size': size, **processor}
     if test_cfg and test_cfg.get('mode') in ('slide', 'slide_evenly'):

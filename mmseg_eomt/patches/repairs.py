@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 from mmseg_eomt.patches import patch
 from mmseg_eomt.requirements import check_packages
@@ -39,11 +39,11 @@ def apply() -> None:
 class _MissingOps(types.ModuleType):
     """Stands where mmcv's compiled ops would be; using one says what to install."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable:
         if name.startswith('__'):
             raise AttributeError(name)
 
-        def missing_op(*_, **__):
+        def missing_op(*_: Any, **__: Any) -> NoReturn:
             raise RuntimeError(
                 f'{name} is a compiled op of mmcv, and mmcv-lite has none. EoMT needs none either; for a model that does, '
                 f'replace it: pip uninstall mmcv-lite; pip install mmcv==2.1.0'
@@ -77,12 +77,13 @@ def register_log_history() -> None:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    def history_buffer_getattr(owner: type, name: str):
+    def history_buffer_getattr(owner: type, name: str) -> Any:
         if owner is not HistoryBuffer:
             raise TypeError(f'A checkpoint asks for {name!r} of {owner!r}: refused, only weights and log history are read.')
         return getattr(owner, name)
 
-    core = np._core if int(np.__version__.split('.')[0]) > 1 else np.core  # NumPy 1.26 has an empty _core
+    # NumPy 1.26 has an empty _core
+    core: Any = getattr(np, '_core' if int(np.__version__.split('.')[0]) > 1 else 'core')
     dtypes = {type(np.dtype(kind)) for kind in '?bhilqBHILQefdU'}  # no objects, which would bring anything along
     torch.serialization.add_safe_globals(
         [
@@ -132,7 +133,7 @@ def patch_distributed_cpu() -> None:
 def _over_gloo(init: Callable) -> Callable:
     import torch
 
-    def init_over_gloo(backend: str, **kwargs) -> None:
+    def init_over_gloo(backend: str, **kwargs: Any) -> None:
         set_device, torch.cuda.set_device = torch.cuda.set_device, lambda device: None
         try:
             init('gloo', **kwargs)
@@ -156,7 +157,7 @@ def _leave_group() -> None:
 
 
 def _without_device(init: Callable) -> Callable:
-    def init_on_cpu(self, module: Any, *args, device_ids: list | None = None, **kwargs) -> None:
+    def init_on_cpu(self: Any, module: Any, *args: Any, device_ids: list | None = None, **kwargs: Any) -> None:
         init(self, module, *args, **kwargs)
 
     return init_on_cpu
@@ -173,7 +174,7 @@ def patch_flop_count() -> None:
 
 
 def _of_input(get_complexity: Callable) -> Callable:
-    def complexity_of_input(model: Any, input_shape: Any = None, inputs: Any = None, **kwargs) -> dict:
+    def complexity_of_input(model: Any, input_shape: Any = None, inputs: Any = None, **kwargs: Any) -> dict:
         return get_complexity(model, input_shape if inputs is None else None, inputs, **kwargs)
 
     return complexity_of_input
@@ -204,7 +205,7 @@ def register_visualizer() -> None:
     class CopyingVisualizer(SegLocalVisualizer):
         """mmseg's, which draws on a copy."""
 
-        def add_datasample(self, name: str, image: np.ndarray, *args, **kwargs) -> None:
+        def add_datasample(self, name: str, image: np.ndarray, *args: Any, **kwargs: Any) -> None:
             """Draw a sample."""
             super().add_datasample(name, np.ascontiguousarray(image), *args, **kwargs)
 

@@ -59,7 +59,7 @@ def patch_call_hook() -> None:
 
 
 def _checked(call: Callable) -> Callable:
-    def call_hook(self: Runner, fn_name: str, **kwargs) -> None:
+    def call_hook(self: Runner, fn_name: str, **kwargs: Any) -> None:
         if fn_name == 'after_load_checkpoint':
             return checks.receive(self, kwargs['checkpoint'], partial(call, self, fn_name, **kwargs))
         if fn_name == 'before_run':
@@ -77,7 +77,7 @@ def patch_build_dataloader() -> None:
 
 
 def _explained(build: Callable) -> Callable:
-    def build_dataloader(dataloader: Any, *args, **kwargs) -> Any:
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return build(dataloader, *args, **kwargs)
         except (AssertionError, ValueError, FileNotFoundError) as error:
@@ -105,7 +105,7 @@ def _network_only(compile_step: Callable) -> Callable:
         if target != 'train_step' or not isinstance(head, EoMTHead) or not isinstance(options, (bool, dict)):
             compile_step(self, target)
         elif options is not False:
-            for part in (model.backbone, getattr(model, 'neck', None), head):
+            for part in (getattr(model, name, None) for name in ('backbone', 'neck', 'decode_head')):
                 if part is not None:
                     _compile_training(part, {} if options is True else options)
             self.logger.info('Backbone and decode head are compiled in the first iteration, which takes a while.')
@@ -120,7 +120,7 @@ def _compile_training(module: nn.Module, options: dict[str, Any]) -> None:
     plain = getattr(given, '__func__', None) or (lambda _, *args, **kwargs: given(*args, **kwargs))
     compiled = torch.compile(plain, **options)
 
-    def forward(self: nn.Module, *args, **kwargs) -> Any:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return (compiled if self.training else plain)(self, *args, **kwargs)
 
     module.forward = types.MethodType(forward, module)
@@ -143,7 +143,7 @@ def _own_base(get_cfg_path: Callable) -> Callable:
 
 
 def _own_file(fromfile: Callable) -> Callable:
-    def read(filename: str | Path, *args, **kwargs) -> Config:
+    def read(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
         return fromfile(config_path(str(filename)), *args, **kwargs)
 
     return read
@@ -162,7 +162,7 @@ def patch_state_dict_loading() -> None:
 
 
 def _prepared(load: Callable) -> Callable:
-    def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args, **kwargs) -> None:
+    def load_state_dict(module: nn.Module, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
         return load(module, prepare_state_dict(module, state_dict), *args, **kwargs)
 
     return load_state_dict

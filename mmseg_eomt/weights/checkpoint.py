@@ -29,6 +29,7 @@ DIMENSIONS = {
     **dict.fromkeys(('attn_mask_probs', GRID), 1),
 }
 NORM_OF_A_DELTA = 0.1  # norms' weights are about 1, and fine-tuning moves them by hundredths
+Purpose = Literal['init', 'train', 'resume', 'predict']
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Checkpoint:
 
     source: str = UNKNOWN_SOURCE
     meta: Mapping[str, Any] = field(default_factory=dict)
-    purpose: Literal['init', 'train', 'resume', 'predict'] | None = None
+    purpose: Purpose | None = None
     is_fitted: bool = False
     _recognised: 'Recognised | None' = None
     _parsed: 'ViTWeights | None' = None
@@ -58,7 +59,7 @@ class Checkpoint:
 
     def attach(self, state_dict: Mapping[str, Tensor]) -> StateDict:
         """A shallow copy of a state dict that carries this checkpoint."""
-        attached = OrderedDict(state_dict)
+        attached: Any = OrderedDict(state_dict)
         attached._metadata = {**getattr(state_dict, '_metadata', {}), TAG: self}
         return attached
 
@@ -156,13 +157,10 @@ def tensors_of(checkpoint: object) -> StateDict:
     """The tensors of a loaded file, out of its wrapper, without the prefixes of ``DataParallel`` and ``compile``."""
     if not isinstance(checkpoint, Mapping):
         return {}
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
+    given = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), checkpoint)
     return {
         re.sub(r'^module\.|(?<![^.])_orig_mod\.', '', name): value
-        for name, value in checkpoint.items()
+        for name, value in given.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
 

@@ -133,13 +133,13 @@ def check_arch(found: ViTWeights, target: Target) -> None:
                 f'num_heads={arch.num_heads} and rope_theta={arch.rope_theta} of arch give {number}, from 1 to '
                 f'{expected.max():.3g}.'
             )
-    given = found.weights['reg_token'].shape[1] if 'reg_token' in found.weights else 0
+    registers = found.weights['reg_token'].shape[1] if 'reg_token' in found.weights else 0
     if 'patch_embed.proj.weight' in target.tensors:
         wanted = target.tensors['reg_token'].shape[1] if 'reg_token' in target.tensors else 0
-        if given != wanted:
+        if registers != wanted:
             raise ValueError(
-                f'{found.source} has {given} register tokens, but num_register_tokens is {wanted}: set it to {given}, or '
-                f'use a checkpoint with {wanted}.'
+                f'{found.source} has {registers} register tokens, but num_register_tokens is {wanted}: set it to '
+                f'{registers}, or use a checkpoint with {wanted}.'
             )
 
 
@@ -178,12 +178,12 @@ def _fit_grid(found: ViTWeights, weights: StateDict, target: Target, report: Rep
     patches = target.tensors.get('patch_embed.proj.weight')
     if patches is None:
         return
-    given, wanted = weights['patch_embed.proj.weight'].shape[-1], patches.shape[-1]
-    if given != wanted:
-        weights['patch_embed.proj.weight'] = resize_patch_embed(weights['patch_embed.proj.weight'], wanted)
-        report.adapted.append(f'patches {given} → {wanted} pixels')
+    given, pixels = weights['patch_embed.proj.weight'].shape[-1], patches.shape[-1]
+    if given != pixels:
+        weights['patch_embed.proj.weight'] = resize_patch_embed(weights['patch_embed.proj.weight'], pixels)
+        report.adapted.append(f'patches {given} → {pixels} pixels')
     noted = weights.pop('pos_grid', None)
-    if 'pos_embed' not in target.tensors:
+    if 'pos_embed' not in target.tensors or target.grid_size is None:
         return
     places, wanted = weights['pos_embed'].shape[1], target.grid_size
     side = round(places**0.5)
@@ -221,9 +221,7 @@ def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: R
 def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
     """Classes, queries, upscaling and mask probabilities of another number."""
     own, problems = target.tensors, []
-    if 'query_embed.weight' not in own:
-        return
-    if not found.is_eomt:
+    if not found.is_eomt or 'query_embed.weight' not in own:
         return
     given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
     if given != wanted:
@@ -244,7 +242,7 @@ def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Re
         for name in [name for name in weights if name.startswith('upscale.')]:
             del weights[name]
     joint = found.num_joint_blocks
-    if joint is not None and joint != target.num_joint_blocks:
+    if joint is not None and target.num_joint_blocks is not None and joint != target.num_joint_blocks:
         problems.append(f'{joint} joint blocks, the model {target.num_joint_blocks}')
         report.adapted.append(f'joint blocks {joint} → {target.num_joint_blocks}')
         if weights.pop('attn_mask_probs').any():
@@ -288,7 +286,7 @@ def _shape(value: Tensor | None) -> object:
     return ABSENT if value is None else tuple(value.shape)
 
 
-def vit_names(module: nn.Module) -> dict[str, str]:
+def vit_names(module: EoMTViT | EoMTHead) -> dict[str, str]:
     """Names of what an :class:`EoMTViT` or :class:`EoMTHead` gets from a checkpoint, and of the same in a whole ViT."""
     names = {}
     for name in module.state_dict():
@@ -300,7 +298,7 @@ def vit_names(module: nn.Module) -> dict[str, str]:
     return names
 
 
-def part_of_vit(module: nn.Module) -> StateDict:
+def part_of_vit(module: EoMTViT | EoMTHead) -> StateDict:
     """What an :class:`EoMTViT` or :class:`EoMTHead` gets from a checkpoint, under the names of a whole ViT."""
     own = module.state_dict()
     return {whole: own[name] for name, whole in vit_names(module).items()}
@@ -361,13 +359,14 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     return checkpoint.fitted(fitted)
 
 
-def _parts_of(model: nn.Module) -> dict[str, nn.Module]:
+def _parts_of(model: nn.Module) -> dict[str, EoMTViT | EoMTHead]:
     """The parts of a whole EoMT, or the one part that the model is, by the prefix of their names."""
     if isinstance(model, (EoMTViT, EoMTHead)):
         return {'': model}
     backbone, head = getattr(model, 'backbone', None), getattr(model, 'decode_head', None)
-    whole = isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead)
-    return {'backbone.': backbone, 'decode_head.': head} if whole else {}
+    if isinstance(backbone, EoMTViT) and isinstance(head, EoMTHead):
+        return {'backbone.': backbone, 'decode_head.': head}
+    return {}
 
 
 def _is_alike(own: StateDict, given: StateDict) -> bool:
@@ -423,7 +422,7 @@ def compare(
     both = given.keys() & own.keys()
     other = {name for name in both if given[name].shape != own[name].shape and not name.endswith('pos_embed')}
     names = (set(needed) - given.keys()) | (set(known) - own.keys()) | other
-    return {name: tuple(_shape(part.get(name)) for part in (given, own)) for name in sorted(names)}
+    return {name: (_shape(given.get(name)), _shape(own.get(name))) for name in sorted(names)}
 
 
 def refuse(source: str, differing: dict[str, tuple[object, object]], cure: str, error: type[Exception] = ValueError) -> None:

@@ -205,7 +205,8 @@ class Format:
         Raises:
             ValueError: If it has entries that the format does not know.
         """
-        given, out = dict(state_dict), {}
+        given: StateDict = dict(state_dict)
+        out: StateDict = {}
         gated = self.gated_by is not None and any(self.gated_by in name for name in given)
         for rule in self.rules(gated):
             rule.read(given, out)

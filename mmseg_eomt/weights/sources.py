@@ -46,7 +46,8 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str | None]:
     found = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:/([^@]+))?/?(?:@(.+))?', name)
     if found is None:
         raise ValueError(f'{name} is not of the form hf://owner/repo, hf://owner/repo/file or either with @revision behind.')
-    return found.groups()
+    repo, file, revision = found.groups()
+    return repo, file, revision
 
 
 def download_from_hub(name: str) -> Path:
@@ -67,11 +68,7 @@ def download_from_hub(name: str) -> Path:
     local_only = False
     for candidate in (file,) if file else NAMES:
         try:
-            path = _fetch(repo, candidate, revision, local_only)
-            if candidate.endswith('.index.json'):
-                for shard in shards_of(path):
-                    _fetch(repo, shard, revision, local_only)
-            return path
+            return _fetch_whole(repo, candidate, revision, local_only)
         except errors.LocalEntryNotFoundError:
             local_only = True  # no network: what else is in the cache?
         except errors.GatedRepoError:
@@ -96,6 +93,15 @@ def download_from_hub(name: str) -> Path:
             f'is a network, with "hf download {repo}{f" {file}" if file else ""}", and copy the cache or give the path.'
         )
     raise FileNotFoundError(f'{name}: {repo} has no {wanted}; name the file, as hf://{repo}/<file>.')
+
+
+def _fetch_whole(repo: str, file: str, revision: str | None, local_only: bool) -> Path:
+    """A file of a repository and, if it is an index, the files that it names."""
+    path = _fetch(repo, file, revision, local_only)
+    if file.endswith('.index.json'):
+        for shard in shards_of(path):
+            _fetch(repo, shard, revision, local_only)
+    return path
 
 
 def _fetch(repo: str, file: str, revision: str | None, local_only: bool) -> Path:

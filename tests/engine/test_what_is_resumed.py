@@ -166,6 +166,7 @@ def test_resuming_runs_no_code_of_a_checkpoint(small_config, run, tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+TELLS_ADAMW = 'decoupled_weight_decay' in torch.optim.Adam([torch.zeros(1)]).defaults
 SGD = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=5e-4, momentum=0.9))
 
 
@@ -173,7 +174,11 @@ SGD = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=5e-
     ('changes', 'message'),
     [
         ({'optim_wrapper': SGD}, r'another optimizer than this SGD: it has .*betas.*, and no .*momentum'),
-        ({'optim_wrapper.optimizer.type': 'Adam'}, 'than this Adam: decoupled_weight_decay is True there and False here'),
+        pytest.param(
+            {'optim_wrapper.optimizer.type': 'Adam'},
+            'than this Adam: decoupled_weight_decay is True there and False here',
+            marks=pytest.mark.skipif(not TELLS_ADAMW, reason='AdamW and Adam have the same state before PyTorch 2.7'),
+        ),
         ({'optim_wrapper.optimizer.lr': 1e-3}, 'lr is 0.0005 there and 0.001 here'),
         ({'optim_wrapper.optimizer.weight_decay': 0.1}, 'weight_decay is 0.05 there and 0.1 here'),
         ({'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0)}, r'82 parameters in 1 group\(s\), .* one of 82 in 82'),

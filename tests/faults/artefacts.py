@@ -21,7 +21,7 @@ from mmseg.utils import register_all_modules
 from safetensors.torch import save_file
 
 from faults import forks
-from mmseg_eomt.cli import run_command
+from mmseg_eomt.commands.cli import run_command
 
 FITTING = dict(dims=32, heads=2, layers=4, hidden=128, gated=False, patch=16, grid=4, joint=2, queries=12, classes=19)
 ROTARY = dict(embed_dims=32, num_layers=4, num_heads=2, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)

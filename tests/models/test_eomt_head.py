@@ -164,7 +164,7 @@ def test_a_label_that_is_no_class_stops_training_with_what_to_check():
 
 def test_a_coloured_label_map_is_refused():
     coloured = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(64, 64, 3, dtype=torch.long)))]
-    with pytest.raises(ValueError, match=r'one channel with a class id a pixel.*\(64, 64, 3\)'):
+    with pytest.raises(ValueError, match=r'one channel with a class id per pixel.*\(64, 64, 3\)'):
         small_segmentor().loss(torch.randn(1, 3, 64, 64), coloured)
 
 

@@ -45,7 +45,7 @@ def test_one_format_alone_matches(layout):
 
 
 def hugging_face(name: str, **config):
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', '5')
     common = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64, patch_size=16)
     return getattr(transformers, f'{name}{config.pop("kind")}')(
         getattr(transformers, f'{name}Config')(**{**common, **config})

@@ -16,6 +16,7 @@ from mmseg.datasets import CityscapesDataset
 from mmseg.registry import DATASETS
 
 from mmseg_eomt.models import EoMTViT
+from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, check_values, read_file
 
 NAME = 'backbone.blocks.0.norm1.weight'
@@ -59,8 +60,8 @@ def test_what_is_no_weight_is_refused_with_its_name_and_file(small_config, base,
         path, name = str(tmp_path / 'vit.pth'), 'blocks.0.norm1.weight'
         weights = vit()
         torch.save({**weights, name: change(weights[name])}, path)
-        config = small_config().model.backbone
-        config.init_cfg = dict(type='Pretrained', checkpoint=path)
+        config = share_vit(small_config().model)['backbone']
+        config['init_cfg'] = dict(type='Pretrained', checkpoint=path)
         config.pop('type')
         load = EoMTViT(**config).init_weights
     with pytest.raises(ValueError, match=f'^{re.escape(path)}: {re.escape(name)} {told}'):
@@ -166,8 +167,8 @@ def test_weights_in_other_dimensions_are_one_sentence(small_config, tmp_path, na
     path, weights = tmp_path / 'vit.pth', vit()
     weights[name] = change(weights[name])
     torch.save(weights, path)
-    config = small_config().model.backbone
-    config.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    config = share_vit(small_config().model)['backbone']
+    config['init_cfg'] = dict(type='Pretrained', checkpoint=str(path))
     model = EoMTViT(**{key: value for key, value in config.items() if key != 'type'})
     if torch.equal(weights[name], vit()[name]):
         model.init_weights()

@@ -104,5 +104,8 @@ def _class(line: str) -> tuple[str, Value | None]:
     """Name and value of a line; None where it has only a name."""
     found = next(filter(None, (re.fullmatch(form, line) for form in FORMS)), None)
     name, numbers = (found['name'], re.findall(ID, found['value'])) if found else (line, [])
-    values = tuple(map(int, numbers))
-    return name.strip(' ,;:"\''), values if len(values) > 1 else next(iter(values), None)
+    name = name.strip(' ,;:"\'')
+    if len(numbers) < 2:
+        return name, int(numbers[0]) if numbers else None
+    red, green, blue = map(int, numbers)
+    return name, (red, green, blue)

@@ -115,7 +115,8 @@ def _palette(stats: Sequence[MaskStats], new_ids: dict[int, int], num_classes: i
         if stats[0].colours:
             palette[new] = unpack(value)
         elif 3 * value + 2 < len(stored):
-            palette[new] = tuple(stored[3 * value : 3 * value + 3])
+            red, green, blue = stored[3 * value : 3 * value + 3]
+            palette[new] = (red, green, blue)
     return palette
 
 

@@ -111,7 +111,7 @@ def _start(name: str, tail: str) -> str:
 
 def _mask_ends(image_names: list[str], mask_names: list[str], tail: str, one_folder: bool) -> Counter[str]:
     """Ends that make a mask's path of an image's, with the number of masks that have them."""
-    starts, ends = Counter(_start(name, tail) for name in image_names), Counter()
+    starts, ends = Counter(_start(name, tail) for name in image_names), Counter[str]()
     for name in mask_names:
         own = _start(name, tail) if one_folder else None  # no image is its own mask
         boundaries = (i for i in range(name.rfind('/') + 2, len(name)) if name[i] in BOUNDARIES)

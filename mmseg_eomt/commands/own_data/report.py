@@ -116,6 +116,6 @@ def print_next(config_file: Path, data_dir: Path, images: Path) -> None:
         f'python tools/{name}.py' if Path('tools', f'{name}.py').is_file() else f'mmseg-eomt {name}'
         for name in ('train', 'predict')
     )
-    config_name, last, images = (shlex.quote(str(path)) for path in (config_file, last, images))
+    config_name, checkpoint, folder = (shlex.quote(str(path)) for path in (config_file, last, images))
     print(f'  {train} {config_name}')
-    print(f'  {predict} {config_name} {last} {images} --out predictions')
+    print(f'  {predict} {config_name} {checkpoint} {folder} --out predictions')

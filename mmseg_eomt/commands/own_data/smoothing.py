@@ -49,7 +49,7 @@ def smoothed_values(masks: Iterable[np.ndarray]) -> list[int]:
     Returns:
         The values, if they are at least half of all and at least three; else nothing.
     """
-    pixels, between, filling = Counter(), Counter(), set()
+    pixels, between, filling = Counter[int](), Counter[int](), set[int]()
     for mask in masks:
         values, indices = np.unique(mask, return_inverse=True)
         all_pixels, ramps, flat = _count(indices.reshape(mask.shape), len(values))
@@ -73,5 +73,7 @@ def _count(mask: np.ndarray, num_values: int) -> tuple[np.ndarray, np.ndarray, n
     flat = np.all([part == middle for part in around], axis=0)
     pairs = ((around[1], around[7]), (around[3], around[5]))  # above and below, left and right
     ramps = [((a < middle) & (middle < b)) | ((b < middle) & (middle < a)) for a, b in pairs]
-    chosen = middle, middle[ramps[0] | ramps[1]], middle[flat]
-    return tuple(np.bincount(pixels.ravel(), minlength=num_values) for pixels in chosen)
+    everywhere, on_ramps, in_flat = (
+        np.bincount(pixels.ravel(), minlength=num_values) for pixels in (middle, middle[ramps[0] | ramps[1]], middle[flat])
+    )
+    return everywhere, on_ramps, in_flat
