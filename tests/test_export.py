@@ -58,6 +58,7 @@ def followed(request, make_module) -> tuple[ImageToScores, torch.export.Exported
     return module, to_program(module)
 
 
+@pytest.mark.slow
 def test_one_onnx_file_gives_the_models_scores_at_every_batch_and_size(followed, tmp_path):
     module, program = followed
     save_onnx(program, tmp_path / 'model.onnx', {})
@@ -79,6 +80,7 @@ def test_a_reloaded_program_gives_the_models_scores_at_every_batch_and_size(foll
         assert relative_error(run(image), module(image)) < 1e-5, shape
 
 
+@pytest.mark.slow
 def test_weights_in_a_second_file_take_their_place_with_the_first(make_module, monkeypatch, tmp_path):
     monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)  # is 1.5 GB
     module = make_module()

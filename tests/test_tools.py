@@ -103,7 +103,7 @@ def test_the_launchers_say_how_they_are_called(script):
 def test_the_data_maker_writes_the_same_files_for_the_same_seed(tmp_path):
     sizes = ('--train', 2, '--val', 1, '--height', 64, '--width', 128)
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        run_tool('tools/make_street_scenes.py', tmp_path / name, *sizes, '--seed', seed, cold=True)
+        run_tool('tools/make_street_scenes.py', tmp_path / name, *sizes, '--seed', seed, cold=name == 'a')
     assert digest(tmp_path / 'a') == digest(tmp_path / 'b')
     assert not set(digest(tmp_path / 'a').values()) & set(digest(tmp_path / 'c').values())
     assert len(digest(tmp_path / 'a')) == 2 * 2 * (2 + 1)
