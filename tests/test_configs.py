@@ -118,6 +118,23 @@ def test_a_recipe_has_the_published_numbers(name):
     assert tuple(schedule.warmup_steps) == ((500, 1000) if family == '2' else (2000, 3000))
 
 
+@pytest.mark.parametrize(
+    ('option', 'value', 'part', 'field'),
+    [
+        ('arch', 'vit_large', ('backbone', 'decode_head'), 'arch'),
+        ('pretrained', 'copy.pth', ('backbone', 'decode_head'), 'init_cfg'),
+        ('img_size', (512, 1024), ('backbone', 'data_preprocessor', 'test_cfg'), ('img_size', 'size', 'crop_size')),
+    ],
+)
+def test_one_option_changes_the_vit_wherever_it_counts(option, value, part, field):
+    config = Config.fromfile(ROOT / 'configs' / 'eomt_lora_dinov2-b_ade20k_512.py')
+    config.merge_from_dict({f'model.vit.{option}': value})
+    model = share_vit(config.model)
+    fields = field if isinstance(field, tuple) else (field,) * len(part)
+    expected = dict(type='Pretrained', checkpoint=value) if option == 'pretrained' else value
+    assert [model[name][key] for name, key in zip(part, fields)] == [expected] * len(part)
+
+
 @pytest.mark.parametrize('name', [name for name in RECIPES if 'lora' in name])
 def test_the_lora_twin_is_the_same_but_for_adapters_and_rates(name):
     assert len((ROOT / 'configs' / name).read_text().splitlines()) <= 5
