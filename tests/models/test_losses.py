@@ -1,8 +1,10 @@
 """The losses over several processes, and against a second implementation."""
 
+import subprocess
+from pathlib import Path
+
 import torch
-import torch.multiprocessing as mp
-from conftest import free_port
+from conftest import ROOT, environment, free_port
 from transformers.models.mask2former.modeling_mask2former import dice_loss, sample_point, sigmoid_cross_entropy_loss
 
 from mmseg_eomt.models.losses import MaskClassificationLoss, SemanticTargets, sample_maps
@@ -34,7 +36,10 @@ def mask_loss_of_rank(rank: int, port: int, out: str) -> None:
 
 
 def test_the_number_of_masks_is_averaged_over_all_processes(tmp_path):
-    mp.start_processes(mask_loss_of_rank, (int(free_port()), str(tmp_path)), nprocs=2, start_method='fork')
+    port, env = free_port(), environment(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}:{Path(__file__).parent}')
+    code = f'from test_losses import mask_loss_of_rank; mask_loss_of_rank({{}}, {port}, {str(tmp_path)!r})'
+    ranks = [subprocess.Popen(['python', '-c', code.format(rank)], cwd=ROOT, env=env) for rank in (0, 1)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
     ranks = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1)]
     assert [rank['num_masks'] for rank in ranks] == [4, 10]
     for rank in ranks:
