@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, free_port, run_tool
 from mmengine.runner import CheckpointLoader
+from packaging.version import Version
 
 from mmseg_eomt.commands.cli import COMMANDS
 
@@ -62,7 +63,8 @@ def test_two_processes_end_with_identical_parameters(small_config, config_file, 
     assert first['parameters'].keys() == second['parameters'].keys()
     assert all(torch.equal(value, second['parameters'][name]) for name, value in first['parameters'].items())
     assert first['images'] != second['images']
-    assert 'pt_gloo_runloop' in first['threads'] and 'pt_gloo_runloop' in second['threads']
+    if Version(torch.__version__) >= Version('2.7'):  # PyTorch 2.6 gives its threads no names
+        assert 'pt_gloo_runloop' in first['threads'] and 'pt_gloo_runloop' in second['threads']
     for rank in (0, 1):  # one that is left at the very end can abort the process
         assert 'pt_gloo_runloop' not in (tmp_path / f'left_{rank}.txt').read_text()
     saved = weights(Path(config.work_dir), 3)
