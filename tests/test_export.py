@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_ARCH, make_config, relative_error, run_tool
 from mmseg.apis import init_model
+from packaging.version import Version
 
 from mmseg_eomt.export import (
     ImageToScores,
@@ -26,6 +27,9 @@ from mmseg_eomt.export import (
 )
 from mmseg_eomt.models.resize import _resized_by_products, resize_pos_embed
 
+exporting = pytest.mark.skipif(
+    Version(torch.__version__) < Version('2.7'), reason='exporting needs PyTorch 2.7, as its refusal says'
+)
 PAGE = (ROOT / 'docs' / 'deploy.md').read_text(encoding='utf-8')
 ROPE_ARCH = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')
 SHAPES = [(1, 64, 64), (2, 48, 80), (3, 128, 32), (1, 32, 112)]
@@ -59,6 +63,7 @@ def followed(request, make_module) -> tuple[ImageToScores, torch.export.Exported
 
 
 @pytest.mark.slow
+@exporting
 def test_one_onnx_file_gives_the_models_scores_at_every_batch_and_size(followed, tmp_path):
     module, program = followed
     save_onnx(program, tmp_path / 'model.onnx', {})
@@ -68,6 +73,7 @@ def test_one_onnx_file_gives_the_models_scores_at_every_batch_and_size(followed,
         assert relative_error(run(image), module(image)) < 1e-5, shape
 
 
+@exporting
 def test_a_reloaded_program_gives_the_models_scores_at_every_batch_and_size(followed, tmp_path):
     module, program = followed
     save_program(program, tmp_path / 'model.pt2', module.metadata())
@@ -81,6 +87,7 @@ def test_a_reloaded_program_gives_the_models_scores_at_every_batch_and_size(foll
 
 
 @pytest.mark.slow
+@exporting
 def test_weights_in_a_second_file_take_their_place_with_the_first(make_module, monkeypatch, tmp_path):
     monkeypatch.setattr('torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD', 0)  # is 1.5 GB
     module = make_module()
@@ -128,6 +135,7 @@ def test_a_program_that_is_half_written_is_not_there(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@exporting
 def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path):
     module = make_module()
     save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {})
@@ -169,6 +177,7 @@ def test_every_query_is_exported_whatever_query_tolerance_says(make_module):
     assert torch.equal(given(image), expected(image))
 
 
+@exporting
 def test_another_head_on_the_vit_is_exported(make_module):
     head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=5)
     config = make_module().segmentor.cfg
@@ -178,6 +187,7 @@ def test_another_head_on_the_vit_is_exported(make_module):
     assert relative_error(to_program(module).module()(image), module(image)) < 1e-5
 
 
+@exporting
 def test_a_model_that_torch_export_cannot_follow_is_named(make_module, monkeypatch):
     module = make_module()
     real = module.segmentor.backbone.forward
@@ -205,6 +215,7 @@ def test_scores_that_are_not_numbers_never_pass_for_equal(make_module):
     assert not apart <= 1
 
 
+@exporting
 @pytest.mark.slow
 def test_the_command_exports_a_slim_checkpoint_as_the_model_with_adapters(lora, tmp_path):
     config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.onnx'
@@ -229,6 +240,7 @@ def test_the_command_exports_a_slim_checkpoint_as_the_model_with_adapters(lora, 
     assert [dim.dim_param or dim.dim_value for dim in dims] == ['batch', 3, 'height', 'width']
 
 
+@exporting
 @pytest.mark.slow
 def test_a_file_that_fails_the_check_is_not_kept(lora, tmp_path):
     config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.onnx'
@@ -253,6 +265,7 @@ def test_mistakes_end_with_one_sentence(tmp_path):
         assert 'Traceback' not in done.stdout
 
 
+@exporting
 @pytest.mark.slow
 def test_the_page_runs(lora, scenes, tmp_path):
     files = {
