@@ -44,6 +44,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 mmengine.config.config.FormatCode = lambda text, **_: (text, True)
 # mmengine collects garbage at every dataset, and what torch and transformers have imported is 0.3 s of it.
 gc.freeze()
+atexit.register(gc.unfreeze)
 SMALL_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, layer_scale_init=1.0)
 
 

@@ -49,6 +49,7 @@ def start(folder: str) -> Callable[[], None]:
 # ---------------------------------------------------------------------------------------------------------- the server
 def serve(listener: socket.socket, alive: int) -> None:
     """Fork for each request; returns only in a process that is to run a command, when it has run."""
+    import atexit
     import gc
     import importlib
     from contextlib import suppress
@@ -57,6 +58,7 @@ def serve(listener: socket.socket, alive: int) -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()
+    atexit.register(gc.unfreeze)  # nanobind's packages print what is left at the end, with Python 3.13
     folder = os.path.dirname(listener.getsockname())
     while True:
         ready, _, _ = select.select([listener, alive], [], [])
