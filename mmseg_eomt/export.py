@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import statistics
 import time
 import warnings
@@ -149,7 +150,7 @@ def whole_model(path: str | Path) -> Iterator[Path]:
         if weights.exists():
             Path(path).unlink(missing_ok=True)
             with whole_file(f'{path}.data') as new_weights:
-                weights.replace(new_weights)
+                os.replace(weights, new_weights)
 
 
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:

@@ -62,8 +62,7 @@ def check(name: str) -> None:
 def asked() -> dict[str, Requirement]:
     """What pyproject.toml asks for by name, with mmcv-lite for mmcv.
 
-    A checkout's file counts more than the metadata that an earlier ``pip install -e`` left. Empty where neither can be read:
-    in a checkout that is not installed, with Python 3.10.
+    A checkout's file counts more than the metadata that an earlier ``pip install -e`` left. Empty where neither can be read.
     """
     requirements = map(Requirement, _lines())
     return {
@@ -74,10 +73,9 @@ def asked() -> dict[str, Requirement]:
 
 
 def _lines() -> list[str]:
-    if sys.version_info >= (3, 11) and PYPROJECT.is_file():
-        import tomllib
-
-        project = tomllib.loads(PYPROJECT.read_text(encoding='utf-8')).get('project', {})
+    reader = 'tomllib' if sys.version_info >= (3, 11) else 'tomli'  # which mmengine's yapf brings
+    if PYPROJECT.is_file() and importlib.util.find_spec(reader):
+        project = importlib.import_module(reader).loads(PYPROJECT.read_text(encoding='utf-8')).get('project', {})
         if project.get('name') == NAME:  # beside an installed package may be another's file
             return [*project['dependencies'], *project['optional-dependencies']['lite']]
     try:

@@ -86,7 +86,6 @@ def uninstalled(monkeypatch):
     requirements.asked.cache_clear()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 has no reader of TOML')
 def test_a_checkout_is_checked_without_being_installed(uninstalled, monkeypatch):
     monkeypatch.setattr(metadata, 'version', lambda name: '1.0.0')
     with pytest.raises(ImportError, match=r'mmseg_eomt needs torch>=2\.6,<3, but 1\.0\.0 is installed'):

@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import environments
@@ -14,7 +15,7 @@ from packaging.version import Version
 
 import mmseg_eomt
 
-tomllib = pytest.importorskip('tomllib', reason='Python 3.10 has no reader of TOML')
+tomllib = import_module('tomllib' if sys.version_info >= (3, 11) else 'tomli')
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
 DEPENDENCIES = {name.name: name for name in map(Requirement, PROJECT['dependencies'])}
