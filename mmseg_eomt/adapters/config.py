@@ -136,7 +136,7 @@ def import_peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install "peft"') from error
+        raise ImportError(f'LoRA needs PEFT, which could not be imported ({error}): run pip install peft') from error
     return peft
 
 

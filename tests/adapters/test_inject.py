@@ -212,5 +212,5 @@ def test_without_targets_only_the_named_modules_train():
 
 def test_missing_peft_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, 'peft', None)
-    with pytest.raises(ImportError, match='run pip install "peft'):
+    with pytest.raises(ImportError, match='run pip install peft'):
         config()
