@@ -203,7 +203,7 @@ def test_arrays_of_numbers_and_text_are_read(tmp_path, kind):
 
 def test_for_a_whole_file_the_unpickler_is_quoted_and_its_advice_is_not(tmp_path):
     torch.save(dict(meta=np.array([1, 'a'], dtype=object)), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r'a.pth holds what is not read from a checkpoint: .*ObjectDType') as caught:
+.*(ObjectD|object_)') as caught:
         read_file(tmp_path / 'a.pth')
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'b.pth')
     with pytest.raises(ValueError, match=r'b.pth holds what is not read from a checkpoint: .*TorchScript') as other:
