@@ -234,6 +234,8 @@ class _ResumedData:
         if self._left:
             self._left -= 1
             return None if self._done else next(self._data)  # reading all data of a run that is done would take hours
+        if hasattr(self._data, '_ensure_iterator'):  # onedl-mmengine makes it now, with a seed that it draws
+            self._data._ensure_iterator()
         if self._state is not None:
             _write(self._state)
         self._loop.dataloader_iterator = self._data
