@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.names import is_adapter, plain_name
 from mmseg_eomt.models.arch import arch_of
-from mmseg_eomt.weights.checkpoint import Checkpoint, check_noted, noted_arch
+from mmseg_eomt.weights.arch import check_noted, noted_arch
+from mmseg_eomt.weights.checkpoint import Checkpoint
 
 ROUNDING = 1e-5  # of a tensor's norm
 GOLDEN_RATIO = 0.6180339887498949

@@ -24,7 +24,7 @@ from mmseg_eomt.adapters.names import (
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kind
-from mmseg_eomt.weights.fit import compare, refuse
+from mmseg_eomt.weights.compare import compare, refuse
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -19,7 +19,7 @@ from mmseg_eomt.adapters.names import (
     is_wrapper,
     tuner_layers,
 )
-from mmseg_eomt.weights.fit import compare, refuse
+from mmseg_eomt.weights.compare import compare, refuse
 
 if TYPE_CHECKING:
     from peft import PeftConfig

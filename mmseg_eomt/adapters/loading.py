@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mmseg_eomt.adapters.checkpoint import note_of, take
 from mmseg_eomt.adapters.names import adapter_names, is_adapter, plain_name, tuner_layers
 from mmseg_eomt.models.arch import arch_of
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE, UNKNOWN_SOURCE, Checkpoint, check_noted
+from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted
+from mmseg_eomt.weights.checkpoint import UNKNOWN_SOURCE, Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kinds, naming
 from mmseg_eomt.weights.fit import check_eomt_parameters, eomt_parameters, fit_checkpoint
 

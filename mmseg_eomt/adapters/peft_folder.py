@@ -40,7 +40,7 @@ from mmseg_eomt.adapters.names import (
     tuner_layers,
 )
 from mmseg_eomt.models.arch import arch_of
-from mmseg_eomt.weights.checkpoint import check_noted, noted_arch
+from mmseg_eomt.weights.arch import check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_values, read_file, read_safetensors, write_safetensors
 from mmseg_eomt.whole import is_unfinished, whole_folder
 

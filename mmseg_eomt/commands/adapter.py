@@ -24,7 +24,7 @@ from mmseg_eomt.adapters.checkpoint import KEY, note_of, weights_of
 from mmseg_eomt.adapters.config import as_values, from_values
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
 from mmseg_eomt.commands import errors_in_a_sentence
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE
+from mmseg_eomt.weights.arch import ARCH_NOTE
 from mmseg_eomt.whole import whole_file
 
 

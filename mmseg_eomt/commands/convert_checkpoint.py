@@ -23,7 +23,8 @@ from mmseg_eomt.adapters.names import is_adapter
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.segmentor import share_vit
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE, check_noted, noted_arch, parse_checkpoint
+from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted, noted_arch
+from mmseg_eomt.weights.checkpoint import parse_checkpoint
 from mmseg_eomt.weights.checkpoint_io import write_safetensors
 from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
 from mmseg_eomt.whole import whole_file, whole_folder

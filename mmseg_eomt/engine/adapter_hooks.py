@@ -18,7 +18,7 @@ from mmseg_eomt.adapters.names import adapter_names, plain_name, tuner_layers
 from mmseg_eomt.adapters.peft_folder import check_exportable, save_adapter
 from mmseg_eomt.adapters.precision import quantized_layers
 from mmseg_eomt.engine.runner_state import segmentor_of
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE
+from mmseg_eomt.weights.arch import ARCH_NOTE
 
 
 @dataclass(eq=False)

@@ -23,7 +23,8 @@ from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.segmentor import check_split
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE, Checkpoint, Purpose, check_noted, noted_arch
+from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted, noted_arch
+from mmseg_eomt.weights.checkpoint import Checkpoint, Purpose
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
 from mmseg_eomt.weights.fit import fit_checkpoint
 

@@ -3,21 +3,18 @@
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.weights.checkpoint_io import check_kind
 from mmseg_eomt.weights.formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3, OWN_VITS, VIT_FORMATS
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, Format, StateDict, is_gated
 
 UNKNOWN_SOURCE = 'The checkpoint'
 TAG = 'mmseg_eomt'  # in the metadata of a state dict: its Checkpoint
-ARCH_NOTE = 'eomt_arch'  # in a checkpoint's meta
-TRAINING_ONLY = ('layer_scale_init', 'rope_rescale')  # fields of an arch that a trained model does not depend on
 FORMATS = EOMT_FORMATS + VIT_FORMATS
 OWN = 'segmentor of mmseg-eomt'
 OWN_KINDS = (OWN, *(known.name for known in OWN_VITS))
@@ -92,37 +89,6 @@ class Checkpoint:
     def fitted(self, state_dict: StateDict) -> StateDict:
         """A state dict that is of the model that takes it, with this checkpoint."""
         return replace(self, is_fitted=True, _recognised=None, _parsed=None).attach(state_dict)
-
-
-def noted_arch(checkpoint: object) -> object:
-    """The fields of the arch that a checkpoint of ours notes, as they stand there; None if it notes none."""
-    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
-    return meta.get(ARCH_NOTE) if isinstance(meta, Mapping) else None
-
-
-def check_noted(noted: object, arch: ViTArch | None, source: str) -> None:
-    """Compare the arch that a checkpoint notes with a model's: weights tell neither heads nor activation, epsilon or base.
-
-    Args:
-        noted: As :func:`noted_arch` returned; None passes.
-        arch: The model's; None for one without a ViT, of which nothing is asked.
-        source: Path or URL of the file, for the message.
-
-    Raises:
-        ValueError: If they differ, with the fields and both values, or if the note is none.
-    """
-    if noted is None or arch is None:
-        return
-    if not isinstance(noted, Mapping):
-        raise ValueError(f'{source} notes {noted!r} as its arch, and not the fields of one: it is damaged, take another.')
-    names = [field.name for field in fields(ViTArch) if field.name in noted and field.name not in TRAINING_ONLY]
-    differing = [name for name in names if noted[name] != getattr(arch, name)]
-    if differing:
-        fitting = [known for known, a in ARCHS.items() if all(getattr(a, name) == noted[name] for name in names)]
-        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head as it was in training'
-        has = ', '.join(f'{name}={noted[name]!r}' for name in differing)
-        asked = ', '.join(f'{name}={getattr(arch, name)!r}' for name in differing)
-        raise ValueError(f'{source} has {has}, but arch asks for {asked}: {cure}.')
 
 
 @dataclass(frozen=True)

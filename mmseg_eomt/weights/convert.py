@@ -7,9 +7,10 @@ import torch
 
 from mmseg_eomt.models.arch import ARCHS, ViTArch
 from mmseg_eomt.models.resize import grid_of
+from mmseg_eomt.weights.arch import arch_field, check_arch, infer_arch
 from mmseg_eomt.weights.checkpoint import ViTWeights, to_segmentor
 from mmseg_eomt.weights.checkpoint_io import naming
-from mmseg_eomt.weights.fit import Target, arch_field, check_arch, fold_class_position, infer_arch
+from mmseg_eomt.weights.fit import fold_class_position
 from mmseg_eomt.weights.formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
@@ -79,7 +80,7 @@ def to_hugging_face(
     weights = _weights_of(found)
     fold_class_position(weights)
     arch = arch or known_arch(found)
-    check_arch(found, Target('the config', arch, {}))
+    check_arch(found, arch, {})
     if arch.mlp in ('gelu_tanh', 'quick_gelu') or not arch.class_token or arch.pre_norm:
         raise ValueError(
             f'{found.source} has mlp={arch.mlp!r}, class_token={arch.class_token} and pre_norm={arch.pre_norm}; the EoMT of '

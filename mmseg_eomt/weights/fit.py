@@ -1,16 +1,17 @@
 """Fitting a checkpoint to a model: other patch sizes, grids, classes and queries, or a clear error."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmseg_eomt.models.arch import ARCHS, ViTArch
+from mmseg_eomt.models.arch import ViTArch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.resize import grid_of, resize_patch_embed, resize_pos_embed
+from mmseg_eomt.weights.arch import check_arch
 from mmseg_eomt.weights.checkpoint import (
     OWN_KINDS,
     Checkpoint,
@@ -18,10 +19,9 @@ from mmseg_eomt.weights.checkpoint import (
     recognise,
     tensors_of,
 )
-from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict, is_gated
+from mmseg_eomt.weights.compare import compare, refuse
+from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
-ABSENT = 'absent'
-NUMBER = 'a number'  # for values that cannot be inferred from weights
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 
 
@@ -85,7 +85,7 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     report = Report(target.name, f'{found.source} ({found.kind})')
     if not found.is_eomt and not training:
         raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
-    check_arch(found, target)
+    check_arch(found, target.arch, target.tensors)
     weights = dict(found.weights)
     fold_class_position(weights)
     _fit_grid(found, weights, target, report)
@@ -108,62 +108,6 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     remade = {line.split(' ')[0] for line in report.new}
     report.new += [part for part in dict.fromkeys(name.split('.')[0] for name in absent) if part not in remade]
     return filled, report
-
-
-def check_arch(found: ViTWeights, target: Target) -> None:
-    """Compare what can be inferred of a ViT from its weights with the arch of the model.
-
-    Raises:
-        ValueError: If they differ, with the field and, where there is one, the arch that fits.
-    """
-    arch, given = target.arch, infer_arch(found)
-    differing = {name: (value, arch_field(arch, name)) for name, value in given.items() if value != arch_field(arch, name)}
-    if differing:
-        fitting = [known for known, a in ARCHS.items() if all(arch_field(a, n) == v for n, v in given.items())]
-        cure = f"arch='{fitting[0]}' fits" if fitting else 'set arch of backbone and decode_head, or checkpoint'
-        has, asked = (', '.join(f'{name}={pair[i]}' for name, pair in differing.items()) for i in (0, 1))
-        raise ValueError(f'{found.source} has {has}, but arch asks for {asked}: {cure}.')
-    periods = found.weights.get(f'{UNUSED}rope_embed.periods')
-    if periods is not None and arch.rope_theta is not None:
-        number = arch.head_dims // 4
-        expected = arch.rope_theta ** (torch.arange(number) / number)
-        if len(periods) != number or not torch.allclose(periods.float().cpu(), expected, rtol=1e-2):
-            raise ValueError(
-                f'{found.source} has {len(periods)} rotary periods from {periods.min():.3g} to {periods.max():.3g}, but '
-                f'num_heads={arch.num_heads} and rope_theta={arch.rope_theta} of arch give {number}, from 1 to '
-                f'{expected.max():.3g}.'
-            )
-    registers = found.weights['reg_token'].shape[1] if 'reg_token' in found.weights else 0
-    if 'patch_embed.proj.weight' in target.tensors:
-        wanted = target.tensors['reg_token'].shape[1] if 'reg_token' in target.tensors else 0
-        if registers != wanted:
-            raise ValueError(
-                f'{found.source} has {registers} register tokens, but num_register_tokens is {wanted}: set it to '
-                f'{registers}, or use a checkpoint with {wanted}.'
-            )
-
-
-def infer_arch(found: ViTWeights) -> dict[str, object]:
-    """What can be inferred of a ViT from its weights, under the names of :class:`ViTArch`; not the number of heads."""
-    weights = found.weights
-    return dict(
-        embed_dims=weights['patch_embed.proj.weight'].shape[0],
-        num_layers=found.num_layers,
-        mlp='swiglu' if is_gated(weights) else 'gelu',
-        mlp_hidden_dims=weights['blocks.0.mlp.fc2.weight'].shape[1],
-        rope_theta=None if 'pos_embed' in weights else NUMBER,
-        layer_scale_init=NUMBER if 'blocks.0.ls1.gamma' in weights else None,
-        class_token='cls_token' in weights,
-        pre_norm='norm_pre.weight' in weights,
-    )
-
-
-def arch_field(arch: ViTArch, name: str) -> object:
-    """What :func:`infer_arch` would tell of a checkpoint of an arch."""
-    if name == 'mlp':
-        return 'swiglu' if arch.mlp == 'swiglu' else 'gelu'  # other activations have the same weights
-    value = getattr(arch, name)
-    return NUMBER if name in ('rope_theta', 'layer_scale_init') and value is not None else value
 
 
 def fold_class_position(weights: StateDict) -> None:
@@ -282,10 +226,6 @@ def _blocks_loaded(filled: StateDict, target: Target) -> str:
     return f', blocks {numbers[0]} to {numbers[-1]} of {target.arch.num_layers}' if numbers else ''
 
 
-def _shape(value: Tensor | None) -> object:
-    return ABSENT if value is None else tuple(value.shape)
-
-
 def vit_names(module: EoMTViT | EoMTHead) -> dict[str, str]:
     """Names of what an :class:`EoMTViT` or :class:`EoMTHead` gets from a checkpoint, and of the same in a whole ViT."""
     names = {}
@@ -398,39 +338,3 @@ def check_eomt_parameters(own: StateDict, state_dict: StateDict, source: str, ne
     given = {name.removeprefix('module.'): value for name, value in state_dict.items() if isinstance(value, Tensor)}
     needed = {name: value for name, value in own.items() if not (new_classes and '.class_head.' in name)}
     refuse(source, compare(given, needed, known=()), 'set arch and num_classes as they were in training')
-
-
-def compare(
-    given: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    needed: Collection[str] | None = None,
-    known: Collection[str] | None = None,
-) -> dict[str, tuple[object, object]]:
-    """The names in which a checkpoint's state dict differs from a model's, with the shape in each, or :data:`ABSENT`.
-
-    Args:
-        given: The checkpoint's.
-        own: The model's.
-        needed: Names of the model that have to be given. Default: all.
-        known: Names in the checkpoint that the model has to have. Default: all.
-
-    Returns:
-        Empty if they fit. A position embedding may be of another length: :class:`EoMTViT` resizes it.
-    """
-    needed = own.keys() if needed is None else needed
-    known = given.keys() if known is None else known
-    both = given.keys() & own.keys()
-    other = {name for name in both if given[name].shape != own[name].shape and not name.endswith('pos_embed')}
-    names = (set(needed) - given.keys()) | (set(known) - own.keys()) | other
-    return {name: (_shape(given.get(name)), _shape(own.get(name))) for name in sorted(names)}
-
-
-def refuse(source: str, differing: dict[str, tuple[object, object]], cure: str, error: type[Exception] = ValueError) -> None:
-    """Raise an error that lists what :func:`compare` found; none if that is nothing."""
-    if not differing:
-        return
-    lines = [f'{name}: checkpoint {given}, model {own}' for name, (given, own) in differing.items()]
-    missing, unknown = (sum(pair[i] == ABSENT for pair in differing.values()) for i in (0, 1))
-    counts = {'missing': missing, 'not in the model': unknown, 'of another shape': len(lines) - missing - unknown}
-    told = ', '.join(f'{count} {kind}' for kind, count in counts.items() if count)
-    raise error(f'{source} does not fit the model in {len(lines)} weights ({told}): {cure}.\n  ' + '\n  '.join(lines))

@@ -10,8 +10,8 @@ from mmseg.apis import init_model
 
 from mmseg_eomt.adapters import load_adapter
 from mmseg_eomt.models.arch import ARCHS, get_arch
-from mmseg_eomt.weights.checkpoint import ARCH_NOTE as KEY
-from mmseg_eomt.weights.checkpoint import check_noted
+from mmseg_eomt.weights.arch import ARCH_NOTE as KEY
+from mmseg_eomt.weights.arch import check_noted
 
 HEADS = dict(SMALL_ARCH, num_heads=4)
 OTHERS = {

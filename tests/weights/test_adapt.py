@@ -103,7 +103,7 @@ def test_gated_mlps_are_renamed(data, release):
             dict(ARCH, embed_dims=96),
             'embed_dims=48, mlp_hidden_dims=192, but arch asks for embed_dims=96, mlp_hidden_dims=384',
         ),
-        ({}, dict(ARCH, mlp='swiglu'), 'mlp=gelu, but arch asks for mlp=swiglu'),
+        ({}, dict(ARCH, mlp='swiglu'), "mlp='gelu', but arch asks for mlp='swiglu'"),
         ({}, dict(ARCH, layer_scale_init=None), 'layer_scale_init=a number, but arch asks for layer_scale_init=None'),
         ({}, dict(ARCH, rope_theta=100.0), 'rope_theta=None, but arch asks for rope_theta=a number'),
         ({}, dict(ARCH, class_token=False), 'class_token=True, but arch asks for class_token=False'),
