@@ -1,6 +1,7 @@
 """What every run of an EoMT checks, says and notes, whichever hooks its config has."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -122,7 +123,7 @@ def fit_run_checkpoint(runner: Runner, checkpoint: Any) -> None:
     weights: Any = origin.attach(read)
     if note_of(checkpoint) is None and not tuner_layers(model):
         fitted = fit_checkpoint(model, weights)
-        if fitted is not weights and origin.purpose == 'resume':
+        if Checkpoint.of(fitted).is_fitted and origin.purpose == 'resume':
             raise ValueError(
                 f'{origin.source} is of a model with another img_size than the run to resume: set it as it was, or start a '
                 f'new run from it without --resume.'
@@ -130,8 +131,11 @@ def fit_run_checkpoint(runner: Runner, checkpoint: Any) -> None:
         weights = fitted
     if 'state_dict' in checkpoint:
         checkpoint['state_dict'] = weights
-    else:
-        checkpoint._metadata = weights._metadata
+        return
+    checkpoint.clear()  # a bare state dict, which the Runner holds on to
+    checkpoint.update(weights)
+    if isinstance(checkpoint, OrderedDict):  # loaders of other addresses may give plain ones
+        checkpoint._metadata = weights._metadata  # type: ignore[attr-defined]
 
 
 class ModelNoteHook(Hook):

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import merged, run_tool
+from conftest import SMALL_ARCH, merged, run_tool
 from layouts import Sizes, dinov2_release, hf_dinov3, public_eomt, public_eomt_dinov3, timm_vit
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmseg.apis import init_model
 from safetensors.torch import save_file
 
+from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.resize import resize_pos_embed
 from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.weights.checkpoint import from_segmentor, parse_checkpoint
@@ -299,6 +300,18 @@ def test_the_backbone_of_an_own_model_with_another_head_is_read_as_it_was_writte
     runner = start(small_config(**changes, **{'model.backbone.init_cfg': init_cfg}))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(runner.model.backbone.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_a_run_starts_from_the_backbone_of_a_classifier(small_config, tmp_path, wrapped):
+    vit = EoMTViT(SMALL_ARCH, 64, num_joint_blocks=0)
+    weights = {f'backbone.{name}': value for name, value in vit.state_dict().items()}
+    weights['head.fc.weight'] = torch.ones(10, 32)
+    torch.save(dict(state_dict=weights) if wrapped else weights, tmp_path / 'classifier.pth')
+    runner = start(small_config(load_from=str(tmp_path / 'classifier.pth')))
+    loaded = from_segmentor(runner.model.state_dict())
+    for name, value in vit.state_dict().items():
+        assert torch.equal(loaded[name], value), name
 
 
 @pytest.mark.parametrize(('img_size', 'square'), [((64, 64), True), ((32, 64), False)])
