@@ -82,8 +82,12 @@ class Theirs(nn.Module):
 
 
 def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
+    return weighted_as_written(masks, classes.softmax(-1)[..., :-1], size)
+
+
+def weighted_as_written(masks: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     masks = F.interpolate(masks, size=size, mode='bilinear')
-    return torch.einsum('bqc,bqhw->bchw', classes.softmax(-1)[..., :-1], masks.sigmoid())
+    return torch.einsum('bqc,bqhw->bchw', weights, masks.sigmoid())
 
 
 def models(arch: str, side: int, device: str) -> tuple[Ours, Theirs]:

@@ -266,12 +266,11 @@ class EoMTHead(BaseModule):
         self._check_stride(label_maps[0].shape[-2:], self._map_size(feats))
         masks, classes = self(feats)
         labels = torch.cat(label_maps)
-        targets = SemanticTargets.from_label_maps(labels, self.num_classes, self.ignore_index)
         grid = self._map_size(feats)
         height, width = self._size_on_grid(labels.shape[-2:], grid)
         extent = (labels.shape[-1] / width, labels.shape[-2] / height)
         try:
-            layers = self.criterion(masks, classes, targets, extent)
+            layers = self.layer_losses(masks, classes, labels, extent)
         except ValueError as error:
             bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))
             files = [sample.metainfo.get('seg_map_path') for sample, some in zip(batch_data_samples, bad) if some.any()]
@@ -282,6 +281,27 @@ class EoMTHead(BaseModule):
         for i, layer in enumerate(layers):
             losses.update({f'd{i}.{name}': value for name, value in layer.items()})
         return losses
+
+    def layer_losses(
+        self, mask_logits: list[Tensor], class_logits: list[Tensor], labels: Tensor, extent: tuple[float, float]
+    ) -> list[dict[str, Tensor]]:
+        """Losses of each layer, first to last.
+
+        Args:
+            mask_logits: (B, Q, h, w) per layer.
+            class_logits: (B, Q, K + 1) per layer.
+            labels: (B, H, W).
+            extent: Fraction of the masks' width and height that the labels cover.
+
+        Returns:
+            As :class:`.MaskClassificationLoss`.
+        """
+        targets = SemanticTargets.from_label_maps(labels, self.criterion.num_classes, self.ignore_index)
+        return self.criterion(mask_logits, class_logits, targets, extent)
+
+    def query_weights(self, class_logits: Tensor) -> Tensor:
+        """Weights (B, Q, C) of the queries' masks in each channel of a prediction: their classes' probabilities."""
+        return class_logits.softmax(-1)[..., :-1]
 
     def predict(self, feats: Features, batch_img_metas: list[dict], test_cfg: ConfigType) -> Tensor:
         """Class scores per pixel, called by the segmentor in ``whole`` and ``slide`` mode.
@@ -304,7 +324,7 @@ class EoMTHead(BaseModule):
         if not isinstance(size, torch.Size):  # a torch.Size is a sliding window's
             size = meta.get('pad_shape', size)[:2]
         padded = self._size_on_grid(size, self._map_size(feats))
-        return pixel_scores(masks, classes, padded, size, self.query_tolerance)
+        return pixel_scores(masks, self.query_weights(classes), padded, size, self.query_tolerance)
 
     def _check_stride(self, size: Sequence[int], grid: tuple[int, int]) -> None:
         sides = [(side // self.patch_size, -(-side // self.patch_size)) for side in size]  # with and without padding

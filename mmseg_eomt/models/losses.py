@@ -206,6 +206,7 @@ class MaskClassificationLoss(nn.Module):
                 'num_points and oversample_ratio must be at least 1 and importance_sample_ratio from 0 to 1, got '
                 f'{num_points}, {oversample_ratio} and {importance_sample_ratio}.'
             )
+        self.num_classes = num_classes
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio

@@ -13,12 +13,12 @@ STRIP_ELEMENTS = 2**21  # of all queries' masks in a strip on a CPU, 8 MB in fp3
 
 def pixel_scores(
     mask_logits: Tensor,
-    class_logits: Tensor,
+    weights: Tensor,
     padded_size: tuple[int, int],
     size: tuple[int, int],
     query_tolerance: float = 0.0,
 ) -> Tensor:
-    """Sum over queries of mask probability times class probability, with the masks brought to the image's size.
+    """Sums over queries of mask probability times weight, with the masks brought to the image's size.
 
     All queries' masks at full size would take Q times the image's memory. They are made in strips of rows instead, with the
     neighbouring rows that interpolation needs: the same numbers. An exported graph, of whatever size and batch, has no
@@ -26,34 +26,32 @@ def pixel_scores(
 
     Args:
         mask_logits: (B, Q, h, w).
-        class_logits: (B, Q, K + 1); the last is "no object".
+        weights: (B, Q, C); for class scores, the probabilities of the classes.
         padded_size: Rows and columns of pixels that the masks cover.
         size: Rows and columns of the image, from the upper left.
-        query_tolerance: Queries whose best class has a lower probability are skipped in the image's sum. A score changes
-            by no more than the sum of their best classes' probabilities, which is below Q · ``query_tolerance``.
-            Default: 0, all queries.
+        query_tolerance: Queries whose largest weight is lower are skipped in the image's sum, which changes by no more than
+            the sum of their largest weights: less than Q · ``query_tolerance``. Default: 0, all queries.
 
     Returns:
-        Scores (B, K, H, W).
+        Scores (B, C, H, W).
 
     Source: MaskFormer (Cheng et al., NeurIPS 2021), section 3.4.
     """
-    probabilities = class_logits.softmax(-1)[..., :-1]
     if exporting():
         masks = F.interpolate(mask_logits, padded_size, mode='bilinear').sigmoid()
-        scores = torch.bmm(probabilities.transpose(1, 2), masks.flatten(2)).unflatten(2, padded_size)
+        scores = torch.bmm(weights.transpose(1, 2), masks.flatten(2)).unflatten(2, padded_size)
         return scores[..., : size[0], : size[1]]
-    scores = mask_logits.new_empty(len(mask_logits), probabilities.shape[-1], *size)
-    for image, (masks, probability) in enumerate(zip(mask_logits, probabilities)):
+    scores = mask_logits.new_empty(len(mask_logits), weights.shape[-1], *size)
+    for image, (masks, weight) in enumerate(zip(mask_logits, weights)):
         if query_tolerance > 0:
-            kept = probability.amax(-1) >= query_tolerance
-            masks, probability = masks[kept], probability[kept]
+            kept = weight.amax(-1) >= query_tolerance
+            masks, weight = masks[kept], weight[kept]
             if not len(masks):
                 scores[image] = 0
                 continue
         for low, high, strip in _strips(masks, padded_size, size):
             strip = strip.sigmoid_().flatten(0, 1)
-            scores[image, :, low:high] = (probability.to(strip.dtype).T @ strip.T).unflatten(1, (high - low, size[1]))
+            scores[image, :, low:high] = (weight.to(strip.dtype).T @ strip.T).unflatten(1, (high - low, size[1]))
     return scores
 
 
