@@ -2,5 +2,6 @@
 
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
+from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 
-__all__ = ['EoMTAnomalyHead', 'EoMTAnomalySegmentor']
+__all__ = ['EoMTAnomalyHead', 'EoMTAnomalySegmentor', 'EoMTAnomalyTTAModel']

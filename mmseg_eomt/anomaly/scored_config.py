@@ -5,12 +5,14 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
 from mmseg_eomt.anomaly.scores import OF_CLASSES, parse_scores
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.segmentor import EoMTSegmentor
 
 
 def with_anomaly_scores(config: Config, names: Sequence[str]) -> Config:
@@ -27,7 +29,8 @@ def with_anomaly_scores(config: Config, names: Sequence[str]) -> Config:
         A copy, with ``EoMTAnomalySegmentor`` and ``EoMTAnomalyHead`` where they are needed.
 
     Raises:
-        ValueError: If a score needs the queries, and the model is no EoMT; or if there is no such score.
+        ValueError: If a score needs the queries, and the model is no EoMT or of a class of its own; or if there is no such
+            score.
     """
     config = copy.deepcopy(config)
     needed = [str(score) for score in parse_scores(names) if score.needs_queries]
@@ -44,8 +47,13 @@ def with_anomaly_scores(config: Config, names: Sequence[str]) -> Config:
             f'The scores {", ".join(needed)} need the queries of an EoMT, and the decode head is {given}: give it the type '
             f'EoMTAnomalyHead, or ask for scores of the class scores: {", ".join(OF_CLASSES)}.'
         )
-    if needed and not issubclass(class_of(model) or object, EoMTAnomalySegmentor):
+    if needed and class_of(model) in (EncoderDecoder, EoMTSegmentor):
         model['type'] = EoMTAnomalySegmentor.__name__
+    elif needed and not issubclass(class_of(model) or object, EoMTAnomalySegmentor):
+        raise ValueError(
+            f'The scores {", ".join(needed)} need model.type EoMTAnomalySegmentor, got {model.get("type")}: let this class '
+            'inherit from EoMTAnomalySegmentor.'
+        )
     return config
 
 
