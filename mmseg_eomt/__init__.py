@@ -5,7 +5,12 @@ from mmseg_eomt.patches import repairs
 repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor, EoMTAnomalyTTAModel  # noqa: E402
+from mmseg_eomt.anomaly import (  # noqa: E402
+    AnomalyMetric,
+    EoMTAnomalyHead,
+    EoMTAnomalySegmentor,
+    EoMTAnomalyTTAModel,
+)
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -20,6 +25,7 @@ runner.apply()
 
 __version__ = '0.1.0'
 __all__ = [
+    'AnomalyMetric',
     'DataCheckHook',
     'EoMTAnomalyHead',
     'EoMTAnomalySegmentor',

@@ -1,7 +1,8 @@
 """Road anomalies: scores, training with outliers, data and metrics. Everything is off until a config asks for it."""
 
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
+from mmseg_eomt.anomaly.metric import AnomalyMetric
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 
-__all__ = ['EoMTAnomalyHead', 'EoMTAnomalySegmentor', 'EoMTAnomalyTTAModel']
+__all__ = ['AnomalyMetric', 'EoMTAnomalyHead', 'EoMTAnomalySegmentor', 'EoMTAnomalyTTAModel']
