@@ -5,7 +5,7 @@ from mmseg_eomt.patches import repairs
 repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor  # noqa: E402
+from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor, PasteOutliers  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -31,6 +31,7 @@ __all__ = [
     'EoMTViT',
     'LoRAHook',
     'MaskAnnealingHook',
+    'PasteOutliers',
     'TwoWarmupsPolyLR',
     '__version__',
 ]
