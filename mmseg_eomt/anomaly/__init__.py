@@ -1,8 +1,21 @@
 """Road anomalies: scores, training with outliers, data and metrics. Everything is off until a config asks for it."""
 
+from mmseg_eomt.anomaly.datasets import AnomalyDataset
+from mmseg_eomt.anomaly.frames import find_presets
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
+from mmseg_eomt.anomaly.held_out import HeldOutClassesDataset
 from mmseg_eomt.anomaly.metric import AnomalyMetric
+from mmseg_eomt.anomaly.paste import PasteOutliers
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 
-__all__ = ['AnomalyMetric', 'EoMTAnomalyHead', 'EoMTAnomalySegmentor', 'EoMTAnomalyTTAModel']
+__all__ = [
+    'AnomalyDataset',
+    'AnomalyMetric',
+    'EoMTAnomalyHead',
+    'EoMTAnomalySegmentor',
+    'EoMTAnomalyTTAModel',
+    'HeldOutClassesDataset',
+    'PasteOutliers',
+    'find_presets',
+]
