@@ -17,6 +17,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'predict': 'predict:main',
     'show_queries': 'show_queries:main',
     'test': 'toolbox:evaluate',
+    'test_anomaly': 'test_anomaly:main',
     'toolbox': 'toolbox:main',
     'train': 'toolbox:train',
 }
