@@ -5,7 +5,7 @@ from mmseg_eomt.patches import repairs
 repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor  # noqa: E402
+from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor, MarginWarmupHook, OutlierLoss  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -30,7 +30,9 @@ __all__ = [
     'EoMTSegmentor',
     'EoMTViT',
     'LoRAHook',
+    'MarginWarmupHook',
     'MaskAnnealingHook',
+    'OutlierLoss',
     'TwoWarmupsPolyLR',
     '__version__',
 ]
