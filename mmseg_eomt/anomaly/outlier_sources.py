@@ -16,7 +16,9 @@ from mmseg_eomt.anomaly.compositing import Cutout
 from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES
 from mmseg_eomt.data.masks import read_mask
 
-OUTLIER_SOURCES = Registry('outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly'])
+OUTLIER_SOURCES = Registry(
+    'outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly.coco', 'mmseg_eomt.anomaly.training_patches']
+)
 TRIES = 20  # images that are looked at for an outlier, before a draw is given up
 NUM_LOOKED_AT = 20  # masks of a folder that are read when a source is built
 IGNORED = 255  # of masks
