@@ -11,8 +11,8 @@ from mmseg_eomt.anomaly.metric import AnomalyMetric
 from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, CutoutFolder, DatasetRegions, MaskedImages
 from mmseg_eomt.anomaly.paste import PasteOutliers
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
-from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 from mmseg_eomt.anomaly.training_patches import TrainingPatches
+from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 
 __all__ = [
     'OUTLIER_SOURCES',
