@@ -4,6 +4,14 @@ from mmseg_eomt.anomaly.datasets import AnomalyDataset
 from mmseg_eomt.anomaly.frames import find_presets
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
 from mmseg_eomt.anomaly.held_out import HeldOutClassesDataset
+from mmseg_eomt.anomaly.metric import AnomalyMetric
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 
-__all__ = ['AnomalyDataset', 'EoMTAnomalyHead', 'EoMTAnomalySegmentor', 'HeldOutClassesDataset', 'find_presets']
+__all__ = [
+    'AnomalyDataset',
+    'AnomalyMetric',
+    'EoMTAnomalyHead',
+    'EoMTAnomalySegmentor',
+    'HeldOutClassesDataset',
+    'find_presets',
+]
