@@ -4,14 +4,8 @@ from mmseg_eomt.patches import repairs
 
 repairs.apply()
 
+from mmseg_eomt import anomaly  # noqa: E402
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import (  # noqa: E402
-    AnomalyDataset,
-    AnomalyMetric,
-    EoMTAnomalyHead,
-    EoMTAnomalySegmentor,
-    HeldOutClassesDataset,
-)
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -26,20 +20,16 @@ runner.apply()
 
 __version__ = '0.1.0'
 __all__ = [
-    'AnomalyDataset',
-    'AnomalyMetric',
     'DataCheckHook',
-    'EoMTAnomalyHead',
-    'EoMTAnomalySegmentor',
     'EoMTColorJitter',
     'EoMTHead',
     'EoMTOptimWrapperConstructor',
     'EoMTResize',
     'EoMTSegmentor',
     'EoMTViT',
-    'HeldOutClassesDataset',
     'LoRAHook',
     'MaskAnnealingHook',
     'TwoWarmupsPolyLR',
     '__version__',
+    'anomaly',
 ]

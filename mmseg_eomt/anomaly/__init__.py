@@ -5,6 +5,7 @@ from mmseg_eomt.anomaly.frames import find_presets
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
 from mmseg_eomt.anomaly.held_out import HeldOutClassesDataset
 from mmseg_eomt.anomaly.metric import AnomalyMetric
+from mmseg_eomt.anomaly.paste import PasteOutliers
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     'EoMTAnomalyHead',
     'EoMTAnomalySegmentor',
     'HeldOutClassesDataset',
+    'PasteOutliers',
     'find_presets',
 ]
