@@ -1,5 +1,5 @@
-# RbA as published, on the public Cityscapes model: 2,000 steps of the class and mask heads alone, with outliers pasted into a
-# tenth of the images. No gradient runs through the ViT. The outliers are COCO's objects, those excepted that Cityscapes names.
+# RbA as published, on the public Cityscapes model: 2,000 steps of the class and mask heads alone, with outliers pasted
+# into a tenth of the images. No gradient runs through the ViT. Outliers are COCO's objects of classes unknown to Cityscapes.
 _base_ = '../eomt_cityscapes_1024.py'
 load_from = 'hf://tue-mps/cityscapes_semantic_eomt_large_1024'
 paste_outliers = dict(

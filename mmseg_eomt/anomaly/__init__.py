@@ -4,6 +4,8 @@ from mmseg_eomt.anomaly.datasets import AnomalyDataset
 from mmseg_eomt.anomaly.frames import find_presets
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
 from mmseg_eomt.anomaly.held_out import HeldOutClassesDataset
+from mmseg_eomt.anomaly.losses import OutlierLoss
+from mmseg_eomt.anomaly.margin import MarginWarmupHook
 from mmseg_eomt.anomaly.metric import AnomalyMetric
 from mmseg_eomt.anomaly.paste import PasteOutliers
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
@@ -14,6 +16,8 @@ __all__ = [
     'EoMTAnomalyHead',
     'EoMTAnomalySegmentor',
     'HeldOutClassesDataset',
+    'MarginWarmupHook',
+    'OutlierLoss',
     'PasteOutliers',
     'find_presets',
 ]
