@@ -43,7 +43,7 @@ def with_anomaly_scores(config: Config, names: Sequence[str]) -> Config:
     return config
 
 
-def _anomaly_type(part: Any, plain: tuple[type, ...], wanted: type, name: str, scores: list[str]) -> str | type:
+def _anomaly_type(part: Any, plain: tuple[type, ...], wanted: type, name: str, scores: list[str]) -> Any:
     """The type that predicts anomaly scores in place of a plain one."""
     given = part.get('type') if isinstance(part, dict) else None
     found = MODELS.get(given) if isinstance(given, str) else given
