@@ -5,7 +5,7 @@ from mmseg_eomt.patches import repairs
 repairs.apply()
 
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor  # noqa: E402
+from mmseg_eomt.anomaly import AnomalyMetric, EoMTAnomalyHead, EoMTAnomalySegmentor  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -20,6 +20,7 @@ runner.apply()
 
 __version__ = '0.1.0'
 __all__ = [
+    'AnomalyMetric',
     'DataCheckHook',
     'EoMTAnomalyHead',
     'EoMTAnomalySegmentor',
