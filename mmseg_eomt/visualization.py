@@ -106,8 +106,8 @@ def heat_map(image: np.ndarray, values: np.ndarray, low: float, high: float, opa
     Args:
         image: RGB (H, W, 3), uint8.
         values: (H, W).
-        low: What it takes to be dark and half as opaque as ``high``, and what is below it.
-        high: What it takes to be brightest, and what is above it.
+        low: This value and lower ones are darkest, with 0.35 times ``opacity``.
+        high: This value and higher ones are brightest.
         opacity: Weight of the colour of ``high``, from 0 to 1. Default: 0.7.
 
     Returns:
@@ -115,7 +115,7 @@ def heat_map(image: np.ndarray, values: np.ndarray, low: float, high: float, opa
     """
     share = ((values - low) / (high - low)).clip(0, 1)[..., None]
     grey = image @ np.array([0.299, 0.587, 0.114])
-    weight = opacity * (0.5 + 0.5 * share)
+    weight = opacity * (0.35 + 0.65 * share)
     return ((1 - weight) * grey[..., None] + weight * _heat(share[..., 0])).round().clip(0, 255).astype(np.uint8)
 
 

@@ -206,7 +206,7 @@ class Calibration:
             return next(iter(labelled.values()))
         names = [*labelled, *([clean['dataset']] if clean and rule.kind == 'fpr' else [])]
         hint = f'; there is {", ".join(f"{rule.kind}@{name}" for name in names)}' if names else ''
-        where = f' on {rule.dataset}' if rule.dataset else (' on one dataset' if labelled else '')
+        where = ' on one dataset' if labelled and not rule.dataset else ''
         raise MissingThreshold(f'The score {score} of {self.checkpoint} is not calibrated for {rule}{where}{hint}.')
 
 
