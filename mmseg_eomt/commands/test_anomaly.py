@@ -7,12 +7,15 @@ course pack are found by their layout. Held-out classes are evaluated where test
 HeldOutClassesDataset, or --anomaly-classes names them; and the mIoU on the config's own data. All scores are read from one
 pass over a dataset. OUT/results.md has the table, results.json the numbers and curves.png the curves.
 
+The thresholds of each score at all rates on each set are kept beside the checkpoint, for predict --threshold tpr=0.95@SET.
+
 What is finished is kept in OUT/datasets: a run that was stopped goes on there, unless --fresh.
 """
 
 import argparse
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,19 +26,23 @@ import mmseg
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmseg.utils import register_all_modules
 
 import mmseg_eomt
+from mmseg_eomt.anomaly.counts import PixelScores
 from mmseg_eomt.anomaly.curves import draw_curves
 from mmseg_eomt.anomaly.evaluation import CLASSES, Part, Plan
 from mmseg_eomt.anomaly.report import DatasetResult, Report, read_result, save_result
 from mmseg_eomt.anomaly.scored_config import class_of, segmentor_settings, with_anomaly_scores
 from mmseg_eomt.anomaly.scores import OF_CLASSES, parse_scores
+from mmseg_eomt.anomaly.thresholds import Calibration, calibration_file
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.engine.runner_state import set_test
 from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.weights.sources import checkpoint_digest
 from mmseg_eomt.whole import check_writable
 
 
@@ -165,6 +172,7 @@ class Evaluation:
         self.names = names
         self.args = args
         self.out = out
+        self.digest = checkpoint_digest(args.checkpoint)
         self._runner: Runner | None = None
 
     def results(self, parts: Sequence[Part]) -> list[DatasetResult]:
@@ -189,7 +197,7 @@ class Evaluation:
         """What a dataset's result depends on, in a few letters."""
         sections = {name: self.config.get(name) for name in ('model', 'custom_hooks', 'test_cfg')}
         options = [self.names if part.name != CLASSES else [], self.args.exact, self.args.tta, part.components, part.images]
-        content = [sections, part.dataset, options, file_state(self.args.checkpoint), versions()]
+        content = [sections, part.dataset, options, self.digest, versions()]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def evaluate(self, part: Part) -> DatasetResult:
@@ -213,8 +221,22 @@ class Evaluation:
         if part.name == CLASSES:
             result.classes = {name: float(metrics[name]) for name in ('mIoU', 'mAcc', 'aAcc')}
         else:
-            result.add_scores(metrics, runner.test_evaluator.metrics[0].finished)
+            finished = runner.test_evaluator.metrics[0].finished
+            result.add_scores(metrics, finished)
+            if is_main_process() and not self.args.tta:
+                self.calibrate(result, finished)
         return result
+
+    def calibrate(self, result: DatasetResult, finished: dict[str, PixelScores]) -> None:
+        """Keep a dataset's thresholds with the checkpoint, for ``tools/predict.py --threshold tpr=0.95@DATASET``."""
+        path = calibration_file(self.args.checkpoint, self.out)
+        calibration = Calibration.update(path, self.args.checkpoint, self.digest)
+        for name in result.points:  # of the scores whose metrics are defined
+            calibration.add(name, finished[name], result.name, result.images)
+        try:
+            calibration.save(path)
+        except OSError as error:
+            print_log(f'Thresholds are not kept, {path} cannot be written: {error}', 'current', logging.WARNING)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -229,10 +251,3 @@ def versions() -> dict[str, str]:
     """Of what computes the numbers."""
     plugin = {'mmseg-eomt': mmseg_eomt.__version__}
     return plugin | {module.__name__: str(module.__version__) for module in (torch, mmengine, mmseg)}
-
-
-def file_state(checkpoint: str) -> list[str]:
-    """Names, sizes and times of a checkpoint's files; its address if it is not on this disk."""
-    path = Path(checkpoint)
-    files = sorted(path.rglob('*')) if path.is_dir() else [path] if path.is_file() else []
-    return [f'{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}' for file in files] or [checkpoint]

@@ -12,7 +12,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmseg_eomt.anomaly.thresholds import Calibration, ThresholdRule, calibration_file
 from mmseg_eomt.commands import test_anomaly as command
+from mmseg_eomt.weights.sources import checkpoint_digest
 
 NAMES = ['rba', 'eam', 'rba@2', 'eam@2']
 SETS = ['course_road_anomaly', 'road_anomaly_21']
@@ -33,13 +35,20 @@ def results(folder: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope='module')
+def checkpoint(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A copy of :func:`base`, beside which thresholds may be written."""
+    return str(shutil.copy(base, tmp_path_factory.mktemp('checkpoint')))
+
+
+@pytest.fixture(scope='module')
 def run(scenes: Path, base: str, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
     """The command as a user runs it: its config, output and folder."""
     config = make_config(scenes, tmp_path_factory.mktemp('runs') / 'test_anomaly')
     path = Path(config.work_dir).with_suffix('.py')
     config.dump(path)
+    trained = shutil.copy(base, path.with_name('trained.pth'))
     arguments = ('--data-root', sets, '--scores', 'rba', 'eam', '--temperatures', 1, 2)
-    log = run_tool('tools/test_anomaly.py', path, base, *arguments).stdout
+    log = run_tool('tools/test_anomaly.py', path, trained, *arguments).stdout
     return path, log, Path(config.work_dir) / 'anomaly'
 
 
@@ -73,10 +82,10 @@ def test_every_set_below_the_folder_and_the_miou_are_in_one_table(run):
     assert log.count('Loads checkpoint by') == 1  # one model for all
 
 
-def test_the_numbers_are_those_of_a_run_of_the_toolbox(run, base, sets):
+def test_the_numbers_are_those_of_a_run_of_the_toolbox(run, checkpoint, sets):
     path, _, out = run
     config = Config.fromfile(path)
-    config.load_from = base
+    config.load_from = checkpoint
     expected = Runner.from_cfg(config).test()
     assert results(out)['classes']['classes']['mIoU'] == expected['mIoU']
     pipeline = config.test_dataloader.dataset.pipeline
@@ -96,10 +105,10 @@ def test_the_numbers_are_those_of_a_run_of_the_toolbox(run, base, sets):
         assert point['threshold'] == runner.test_evaluator.metrics[0].finished[name].tpr_threshold(0.95)
 
 
-def test_a_run_that_was_stopped_goes_on_after_what_is_finished(run, base, sets, tool, tmp_path):
+def test_a_run_that_was_stopped_goes_on_after_what_is_finished(run, checkpoint, sets, tool, tmp_path):
     path, _, finished = run
     out = Path(shutil.copytree(finished, tmp_path / 'out'))
-    arguments = (path, base, '--data-root', sets, '--scores', *NAMES, '--out', out)
+    arguments = (path, checkpoint, '--data-root', sets, '--scores', *NAMES, '--out', out)
     before = results(out)
     files = {file.stem: file for file in (out / 'datasets').glob('*.json')}
     assert set(files) == {*SETS, 'classes'}
@@ -114,9 +123,9 @@ def test_a_run_that_was_stopped_goes_on_after_what_is_finished(run, base, sets, 
     assert 'is finished' not in tool(*arguments, '--fresh', '--presets', 'road_anomaly_21', '--no-miou')
 
 
-def test_results_of_other_settings_are_not_taken_for_these(run, base, sets, tool, tmp_path):
+def test_results_of_other_settings_are_not_taken_for_these(run, checkpoint, sets, tool, tmp_path):
     path, _, _ = run
-    arguments = (path, base, '--data-root', sets, '--presets', 'course_road_anomaly', '--no-miou', '--out', tmp_path)
+    arguments = (path, checkpoint, '--data-root', sets, '--presets', 'course_road_anomaly', '--no-miou', '--out', tmp_path)
     tool(*arguments, '--scores', 'rba')
     for other in (
         ('--scores', 'max'),
@@ -125,6 +134,19 @@ def test_results_of_other_settings_are_not_taken_for_these(run, base, sets, tool
     ):
         assert 'is finished' not in tool(*arguments, *other), other
     assert 'is finished' in tool(*arguments, *other)
+
+
+def test_thresholds_of_each_set_are_kept_with_the_checkpoint(run):
+    path, _, out = run
+    trained = str(path.with_name('trained.pth'))
+    calibration = Calibration.read(calibration_file(trained, out), checkpoint_digest(trained))
+    for dataset in SETS:
+        found = results(out)[dataset]
+        for name in NAMES:
+            best = calibration.threshold(name, ThresholdRule.parse(f'best-f1@{dataset}'))
+            assert best == found['scores'][name]['threshold']
+            threshold = calibration.threshold(name, ThresholdRule.parse(f'tpr=0.95@{dataset}'))
+            assert threshold == found['points'][name]['tpr=0.95']['threshold']
 
 
 def test_a_slim_checkpoint_of_adapters_is_evaluated_like_any_other(small_config, config_file, lora, sets, tool, tmp_path):
@@ -157,14 +179,14 @@ def test_all_scores_of_an_eomt_are_evaluated_by_default(small_config):
     assert command.score_names(config, ['rba', 'max@0.5'], [0.5, 1]) == ['rba@0.5', 'max@0.5', 'rba']
 
 
-def test_augmentations_are_averaged(run, base, sets, tool, tmp_path):
+def test_augmentations_are_averaged(run, checkpoint, sets, tool, tmp_path):
     path, _, out = run
     config = Config.fromfile(path)
     read, resize, labels, pack = config.test_pipeline
     flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     config.tta_pipeline = [read, dict(type='TestTimeAug', transforms=[[resize], flips, [labels], [pack]])]
     config.dump(tmp_path / 'tta.py')
-    log = tool(tmp_path / 'tta.py', base, '--data-root', sets, '--scores', *NAMES, '--out', tmp_path / 'out', '--tta')
+    log = tool(tmp_path / 'tta.py', checkpoint, '--data-root', sets, '--scores', *NAMES, '--out', tmp_path / 'out', '--tta')
     assert 'options: tta' in log
     before, after = results(out), results(tmp_path / 'out')
     for name in SETS:
@@ -200,14 +222,14 @@ def test_held_out_classes_are_found_in_the_models_own_data(scenes, small_config,
     assert 'train it without the classes to find' in log
 
 
-def test_what_is_not_there_is_said(run, base, sets, tool, tmp_path):
+def test_what_is_not_there_is_said(run, checkpoint, sets, tool, tmp_path):
     path, _, _ = run
     config = Config.fromfile(path)
     for name in ('val_dataloader', 'test_dataloader'):
         config[name].dataset.data_root = str(tmp_path / 'nowhere')
     config.dump(tmp_path / 'far.py')
     arguments = ('--scores', 'rba', '--out', tmp_path / 'out')
-    log = tool(tmp_path / 'far.py', base, '--data-root', sets, '--presets', 'course_road_anomaly', *arguments)
+    log = tool(tmp_path / 'far.py', checkpoint, '--data-root', sets, '--presets', 'course_road_anomaly', *arguments)
     assert '- mIoU was not evaluated: No data to load: ' in log and 'is no folder' in log
     for options, message in (
         ((), '--data-root names no folder'),
@@ -217,23 +239,24 @@ def test_what_is_not_there_is_said(run, base, sets, tool, tmp_path):
         (('--data-root', sets, '--tta', '--cfg-options', 'tta_pipeline=None'), 'has no tta_pipeline'),
         (('--data-root', sets, '--temperatures', '0'), 'An anomaly score is one of'),
     ):
-        assert message in tool(path, base, *options, check=False), message
+        assert message in tool(path, checkpoint, *options, check=False), message
+    assert 'none.pth' in tool(path, tmp_path / 'none.pth', '--data-root', sets, check=False)
 
 
-def test_two_processes_give_the_numbers_of_one(run, base, sets, tmp_path):
+def test_two_processes_give_the_numbers_of_one(run, checkpoint, sets, tmp_path):
     path, _, out = run
     launch = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}')
     arguments = ('--data-root', sets, '--scores', *NAMES, '--out', tmp_path, '--launcher', 'pytorch')
-    run_tool('python', *launch, 'tools/test_anomaly.py', path, base, *arguments)
+    run_tool('python', *launch, 'tools/test_anomaly.py', path, checkpoint, *arguments)
     one, two = results(out), results(tmp_path)
     for name in SETS:
         assert one[name] == two[name]
 
 
-def test_sets_of_one_name_in_two_folders_are_both_evaluated(run, base, tool, tmp_path):
+def test_sets_of_one_name_in_two_folders_are_both_evaluated(run, checkpoint, tool, tmp_path):
     path, _, _ = run
     for name in ('a', 'b'):
         lost_and_found(tmp_path / name)
     roots = (tmp_path / 'a', tmp_path / 'b', tmp_path / 'a' / 'dataset_LostAndFound')
-    tool(path, base, '--data-root', *roots, '--scores', 'rba', '--no-miou', '--out', tmp_path / 'out')
+    tool(path, checkpoint, '--data-root', *roots, '--scores', 'rba', '--no-miou', '--out', tmp_path / 'out')
     assert list(results(tmp_path / 'out')) == ['lost_and_found', 'lost_and_found_2']
