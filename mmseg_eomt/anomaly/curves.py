@@ -12,6 +12,7 @@ from mmseg_eomt.whole import whole_file
 
 NUM_NAMED = 4  # scores with a colour on each dataset
 OTHERS = '0.75'
+REST = 'other scores'
 
 
 def draw_curves(datasets: Sequence[DatasetResult], path: str | Path) -> None:
@@ -43,7 +44,8 @@ def _draw_row(left: Axes, right: Axes, dataset: DatasetResult, colours: dict[str
         curve, metrics = dataset.curves[name], dataset.scores[name]
         style: dict = dict(color=colours[name], linewidth=1.8) if name in best else dict(color=OTHERS, linewidth=0.9)
         zorder = 2 + 0.01 * i
-        ap, fpr95 = (f'{name}: {key} {metrics[key]:.1f}' for key in ('AP', 'FPR95'))
+        texts = [f'{name}: {key} {metrics[key]:.1f}' for key in ('AP', 'FPR95')]
+        ap, fpr95 = texts if name in best else (REST if name == others[0] else None,) * 2
         left.step(curve['recall'], curve['precision'], where='pre', zorder=zorder, label=ap, **style)
         right.plot(curve['fpr'], curve['recall'], zorder=zorder, label=fpr95, **style)
         point = dataset.points.get(name, {}).get(f'tpr={TRUE_RATE}')
@@ -51,17 +53,18 @@ def _draw_row(left: Axes, right: Axes, dataset: DatasetResult, colours: dict[str
             for axis, x, y in ((left, 'recall', 'precision'), (right, 'fpr', 'recall')):
                 axis.plot(point[x], point[y], 'o', color=style['color'], markeredgecolor='white', zorder=3 + zorder)
     right.axhline(TRUE_RATE, color='0.5', linewidth=0.8, linestyle=':', zorder=1)
-    right.text(1, TRUE_RATE - 0.01, 'TPR 95 %', ha='right', va='top', fontsize=8, color='0.4')
+    right.text(1.015, TRUE_RATE, '95 %', va='center', fontsize=8, color='0.4')
     title = f'{dataset.name} ({dataset.images} image{"s" if dataset.images != 1 else ""})'
     _finish(left, f'{title}: precision and recall', 'recall', 'precision', best)
     _finish(right, f'{title}: ROC', 'false positive rate', 'true positive rate', best)
 
 
 def _finish(axis: Axes, title: str, x: str, y: str, named: list[str]) -> None:
-    """Titles, limits and a legend of the best scores, the best first."""
+    """Titles, limits and a legend: the best scores in their order, then the others."""
     axis.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axis.grid(color='0.92')
     axis.set_axisbelow(True)
     handles, labels = axis.get_legend_handles_labels()
     order = [i for name in named for i, label in enumerate(labels) if label.rpartition(': ')[0] == name]
+    order += [i for i, label in enumerate(labels) if label == REST]
     axis.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=8, loc='best')

@@ -187,10 +187,10 @@ def table(datasets: Sequence[DatasetResult]) -> list[str]:
 def _best(column: Column, scores: Iterable[Mapping[str, float]]) -> str | None:
     """How a column's best value is written; None if no value is better than others."""
     values = [metrics.get(column.key, math.nan) for metrics in scores]
-    values = [column.best * value for value in values if not math.isnan(value)]
-    if not column.best or len(values) < 2:
+    values = sorted(column.best * value for value in values if not math.isnan(value))
+    if not column.best or len({_number(value, column) for value in values}) < 2:
         return None
-    return _number(column.best * max(values), column)
+    return _number(column.best * values[-1], column)
 
 
 def _cell(value: float, column: Column, best: str | None) -> str:

@@ -54,3 +54,5 @@ def set_test(runner: Runner, dataloader: dict[str, Any], evaluator: dict[str, An
     """Let the next ``Runner.test`` evaluate on other data, with the model as it is loaded."""
     runner._test_dataloader, runner._test_evaluator = dataloader, evaluator
     runner._test_loop = copy.deepcopy(runner.cfg.get('test_cfg') or {})
+    for name in [name for name in runner.message_hub.log_scalars if name.startswith('test/')]:
+        del runner.message_hub.log_scalars[name]  # the log would go on naming what an earlier evaluator has measured
