@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from mmseg_eomt import AnomalyMetric
+from mmseg_eomt.anomaly import AnomalyMetric
 from mmseg_eomt.anomaly.components import PRESETS, match_components, pool_components
 from mmseg_eomt.anomaly.counts import ScoreCounts, SortedScores
 from mmseg_eomt.anomaly.scores import OF_CLASSES
