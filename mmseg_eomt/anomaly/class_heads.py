@@ -1,8 +1,12 @@
 """Class heads for anomalies: cosine logits, and a class of what belongs to none."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmseg_eomt.models.resize import exporting
 
 DEFAULT_SCALE = 16.0
 LEAST_SCALE = 1e-3  # of a class whose weights are zero: cosines are read from logits by dividing
@@ -96,7 +100,8 @@ class CosineClassHead(ClassHead):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Logits (…, K + 1) of queries (…, D), in the weights' type: under autocast too, in float32."""
-        with torch.autocast(queries.device.type, enabled=False):
+        # an exported graph knows no autocast, and ONNX has no place for a part without it
+        with nullcontext() if exporting() else torch.autocast(queries.device.type, enabled=False):
             exact = torch.promote_types(self.weight.dtype, torch.float32)
             queries, weight = queries.to(exact), self.weight.to(exact)
             cosines = F.normalize(queries, dim=-1) @ F.normalize(weight[:-1], dim=-1).T

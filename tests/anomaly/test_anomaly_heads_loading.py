@@ -106,10 +106,9 @@ def test_training_starts_from_a_linear_head_with_the_scales_of_its_weights(small
     assert [line['margin'] for line in logged] == pytest.approx([0, 0.1, 0.2, 0.2])
 
 
-def test_a_slim_checkpoint_with_a_cosine_head_predicts_and_resumes_as_it_was(small_config, cosine, base, capfd):
+def test_a_slim_checkpoint_with_a_cosine_head_predicts_as_it_was(small_config, cosine):
     saved = state_of(cosine)
     assert f'{CLASS_HEAD}.scales' in saved and 'backbone.patch_embed.proj.weight' not in saved
-    capfd.readouterr()
 
     model = init_model(small_config(**COSINE), cosine, device='cpu')
     for name, value in saved.items():
@@ -152,6 +151,20 @@ def test_uno_starts_from_linear_heads_with_a_new_row_for_outliers(small_config, 
     assert 'randomly initialised: class_head.negative' in capfd.readouterr().out
     again = small_config(lora=True, name='test', **NEGATIVE, load_from=f'{runner.work_dir}/iter_1.pth')
     Runner.from_cfg(again).test()
+
+
+@pytest.mark.parametrize('changes', [COSINE, NEGATIVE], ids=['cosine', 'negative'])
+def test_heads_trained_alone_predict_from_a_slim_checkpoint_on_the_linear_base(small_config, base, changes):
+    heads = ['decode_head.class_head', 'decode_head.mask_head']
+    hooks = [dict(type='LoRAHook', target_modules=[], trainable_modules=heads)]
+    config = small_config(**changes, **OUTLIERS, load_from=base, custom_hooks=hooks, max_iters=2)
+    runner, _ = train(pasting(config))
+    checkpoint = f'{runner.work_dir}/iter_2.pth'
+
+    assert not any(name.startswith('backbone.blocks') for name in state_of(checkpoint))
+    model = init_model(small_config(**changes), checkpoint, device='cpu')
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
 
 
 LINEAR_HEAD = 'has a linear class head, and the model {}: set neither cosine_head nor negative_class in decode_head'
