@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.registry import Registry
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
@@ -15,7 +16,9 @@ from mmseg_eomt.anomaly.compositing import Cutout
 from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES
 from mmseg_eomt.data.masks import read_mask
 
-OUTLIER_SOURCES = Registry('outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly'])
+OUTLIER_SOURCES = Registry(
+    'outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly.coco', 'mmseg_eomt.anomaly.training_patches']
+)
 TRIES = 20  # images that are looked at for an outlier, before a draw is given up
 NUM_LOOKED_AT = 20  # masks of a folder that are read when a source is built
 IGNORED = 255  # of masks
@@ -158,13 +161,7 @@ class DatasetRegions(OutlierSource):
     """
 
     def __init__(self, dataset: dict[str, Any], classes: Sequence[str], min_area: int = SMALL) -> None:
-        steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-        try:
-            self.dataset = DATASETS.build({**dataset, 'pipeline': steps})
-        except FileNotFoundError as error:
-            raise ValueError(f'DatasetRegions: the files of {dataset.get("type")} are not there: {error}') from error
-        if not len(self.dataset):
-            raise ValueError(f'DatasetRegions: {dataset.get("type")} found no image: check its data_root and data_prefix.')
+        self.dataset = build_dataset(dataset, ['LoadImageFromFile', 'LoadAnnotations'], 'DatasetRegions')
         names = list(self.dataset.metainfo.get('classes') or ())
         wrong = [name for name in classes if name not in names]
         if wrong or not classes:
@@ -213,6 +210,27 @@ def cut_region(
             box = slice(top, top + height), slice(left, left + width)
             return int(value), box, np.where(parts[box] == i, 255, 0).astype(np.uint8)
     return None
+
+
+def build_dataset(config: dict[str, Any], steps: Sequence[str], source: str) -> BaseSegDataset:
+    """A dataset of the toolbox with a pipeline of its own.
+
+    Args:
+        config: As in a dataloader; its pipeline is not used.
+        steps: Names of the pipeline's transforms.
+        source: Of outliers, for messages.
+
+    Raises:
+        ValueError: If it has no images.
+    """
+    try:
+        dataset = DATASETS.build({**config, 'pipeline': [dict(type=step) for step in steps]})
+        if len(dataset):
+            return dataset
+        reason = 'the folder is empty'
+    except (AssertionError, FileNotFoundError, ValueError) as error:  # ValueError for no images, since they are concatenated
+        reason = str(error)
+    raise ValueError(f'{source}: {config.get("type")} finds no images ({reason}): check its data_root and data_prefix.')
 
 
 def image_files(folder: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The transform that pastes outliers into training images."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,12 +85,8 @@ class PasteOutliers(BaseTransform):
     ) -> None:
         for name, value in dict(prob=prob, any_prob=any_prob, colour_match=colour_match, flip=flip).items():
             _check(0 <= value <= 1, name, value, 'a probability from 0 to 1')
-        _check(
-            _is_range(number) and number[0] >= 1 and number[1] == int(number[1]),
-            'number',
-            number,
-            'the fewest and most outliers, such as (1, 3)',
-        )
+        whole = _is_range(number) and all(isinstance(n, int) and n > 0 for n in number)
+        _check(whole, 'number', number, 'the fewest and most outliers, such as (1, 3)')
         _check(_is_range(size) and size[0] > 0 and size[1] <= 1, 'size', size, 'two fractions above 0, such as (0.04, 0.5)')
         _check(0 <= feather <= 32 and feather == int(feather), 'feather', feather, 'a number of pixels from 0 to 32')
         _check(0 <= rotation <= 180, 'rotation', rotation, 'degrees from 0 to 180')
@@ -110,6 +107,7 @@ class PasteOutliers(BaseTransform):
         self.placement = Placement((size[0], size[1]), ground_ids, any_prob, perspective, min_pixels, retries, label)
         self.flip, self.rotation, self.colour_match, self.feather = flip, rotation, colour_match, int(feather)
         self._num_tried = self._num_failed = 0  # of this process, for the warning
+        self._warned = False
 
     def transform(self, results: dict) -> dict:
         """Paste into ``results['img']`` and ``results['gt_seg_map']``."""
@@ -149,15 +147,15 @@ class PasteOutliers(BaseTransform):
 
     def _count(self, tried: int, failed: int) -> None:
         """Count, and warn once if too many outliers find no place."""
-        warned = self._num_tried >= ENOUGH and self._num_failed > OFTEN * self._num_tried
         self._num_tried += tried
         self._num_failed += failed
-        if not warned and self._num_tried >= ENOUGH and self._num_failed > OFTEN * self._num_tried:
+        if self._num_tried >= ENOUGH and self._num_failed > OFTEN * self._num_tried and not self._warned:
+            self._warned = True
             print_log(
-                f'PasteOutliers found no place for {self._num_failed} of {self._num_tried} outliers: '
-                f'tools/preview_outliers.py shows why; smaller sizes, more retries or where="any" help.',
+                f'PasteOutliers found no place for {self._num_failed} of {self._num_tried} outliers. '
+                f"tools/preview_outliers.py shows where they go; smaller sizes, more retries or where='any' help.",
                 'current',
-                30,
+                logging.WARNING,
             )
 
     def __repr__(self) -> str:

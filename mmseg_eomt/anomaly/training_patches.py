@@ -8,10 +8,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmseg.registry import DATASETS
 
 from mmseg_eomt.anomaly.compositing import Cutout
-from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, OutlierSource, image_files
+from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, OutlierSource, build_dataset, image_files
 from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES
 
 SIDE = 256  # of a patch in pixels, before it is resized to its place
@@ -42,7 +41,7 @@ class TrainingPatches(OutlierSource):
         if images is not None:
             self.files = image_files(images)
         if dataset is not None:
-            built = DATASETS.build({**dataset, 'pipeline': []})
+            built = build_dataset(dataset, [], 'TrainingPatches')
             self.files = [built.get_data_info(i)['img_path'] for i in range(len(built))]
         if self.files == []:
             raise ValueError(f'TrainingPatches: there is no image in {images or dataset}.')
@@ -88,10 +87,10 @@ def _shuffled(patch: np.ndarray, number: int, rng: np.random.Generator) -> np.nd
 
 
 def _recoloured(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of another hue and contrast, and on a coloured ground, since most of a street is grey."""
+    """Of another hue and contrast, and more or less on a coloured ground, since most of a street is grey."""
     shares = patch.astype(np.float32)[..., rng.permutation(3)] / 255
-    mean = shares.mean((0, 1))
-    return (shares - mean) * rng.uniform(0.8, 2.0) + 0.4 * mean + 0.6 * rng.uniform(0.05, 0.95, 3)
+    mean, ground = shares.mean((0, 1)), rng.uniform(0, 0.7)
+    return (shares - mean) * rng.uniform(0.8, 2.0) + (1 - ground) * mean + ground * rng.uniform(0.05, 0.95, 3)
 
 
 def _lit(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
