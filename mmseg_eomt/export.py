@@ -19,12 +19,14 @@ from torch.onnx import ONNXProgram
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.anomaly.outputs import GraphOutputs
 from mmseg_eomt.inference import is_rgb
 from mmseg_eomt.whole import whole_file
 
 OPSET = 18
 DEFAULT_MULTIPLE = 32  # sides of the images for a backbone without patch_size
-Run = Callable[[Tensor], Tensor]
+Scores = Tensor | tuple[Tensor, Tensor]  # of the classes; of the classes and of anomalies
+Run = Callable[[Tensor], Scores]
 
 
 class ImageToScores(nn.Module):
@@ -35,17 +37,21 @@ class ImageToScores(nn.Module):
 
     Args:
         model: A segmentor of :func:`mmseg.apis.init_model`, on a CPU.
+        anomaly: Names of anomaly scores, which become a second output; those of queries need a model whose config went
+            through :func:`.with_anomaly_scores`. Default: none.
 
-    Shapes: image (B, 3, H, W), float32 RGB from 0 to 255, to scores (B, K, H, W) as the decode head predicts them.
+    Shapes: image (B, 3, H, W), float32 RGB from 0 to 255, to scores (B, K, H, W) as the decode head predicts them; with
+    ``anomaly`` to these and anomaly scores (B, E, H, W).
 
     Raises:
-        ValueError: If it is no segmentor or evaluated with masked attention, or its adapters cannot be merged.
+        ValueError: If it is no segmentor or evaluated with masked attention, its adapters cannot be merged, or it does not
+            predict an anomaly score.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: BaseSegmentor) -> None:
+    def __init__(self, model: BaseSegmentor, anomaly: Sequence[str] = ()) -> None:
         super().__init__()
         if not hasattr(model, 'encode_decode'):
             raise ValueError(
@@ -59,6 +65,7 @@ class ImageToScores(nn.Module):
             merge(model)
         if hasattr(model.decode_head, 'query_tolerance'):
             model.decode_head.query_tolerance = 0.0
+        self.outputs = GraphOutputs(model.decode_head, anomaly)
         self.segmentor: BaseSegmentor = model.requires_grad_(False)
         processor = model.data_preprocessor
         self.to_bgr = not is_rgb(model)
@@ -68,13 +75,13 @@ class ImageToScores(nn.Module):
             self.register_buffer('std', processor.std.clone())
         self.eval()
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Scores (B, K, H, W) of an image (B, 3, H, W)."""
+    def forward(self, image: Tensor) -> Scores:
+        """Scores (B, K, H, W) of an image (B, 3, H, W), and anomaly scores (B, E, H, W) if some are asked for."""
         if self.to_bgr:
             image = image.flip(1)
         if self.normalises:
             image = (image - self.mean) / self.std
-        return self.segmentor.encode_decode(image, [dict(img_shape=image.shape[-2:])])
+        return self.outputs.split(self.segmentor.encode_decode(image, [dict(img_shape=image.shape[-2:])]))
 
     @property
     def multiple(self) -> int:
@@ -98,8 +105,10 @@ class ImageToScores(nn.Module):
                 mean=json.dumps([round(value, 4) for value in self.mean.flatten().tolist()[rgb]]),
                 std=json.dumps([round(value, 4) for value in self.std.flatten().tolist()[rgb]]),
             )
-        if len(names) == self.segmentor.decode_head.out_channels:
+        if len(names) == self.outputs.num_classes:
             known['classes'] = json.dumps(names)
+        if self.outputs.names:
+            known['anomaly_scores'] = json.dumps(self.outputs.names)
         return known
 
 
@@ -112,7 +121,7 @@ def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: 
         batch: Images at a time, fixed. Default: any.
 
     Returns:
-        A program from ``image`` to scores.
+        A program from ``image`` to what the module returns.
 
     Raises:
         ValueError: If torch.export cannot follow the model, a fixed size is none, or PyTorch is too old.
@@ -174,6 +183,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
     import onnx
 
     names = {0: 'batch', 2: 'height', 3: 'width'}
+    outputs = ['scores', 'anomaly'][: len(program.graph_signature.user_outputs)]
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)  # it names each package that it could translate and is not here
@@ -182,7 +192,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
             warnings.simplefilter('ignore')
             exported = cast(
                 ONNXProgram,
-                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=['scores'], verbose=False),
+                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=outputs, verbose=False),
             )
     finally:
         logger.setLevel(level)
@@ -216,7 +226,12 @@ def load_onnx(path: str | Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    return lambda image: torch.from_numpy(session.run(['scores'], {'image': image.numpy()})[0])
+
+    def run(image: Tensor) -> Scores:
+        outputs = [torch.from_numpy(values) for values in session.run(None, {'image': image.numpy()})]
+        return (outputs[0], outputs[1]) if len(outputs) > 1 else outputs[0]
+
+    return run
 
 
 def load_program(path: str | Path) -> Run:
@@ -236,12 +251,17 @@ def example_images(module: ImageToScores, size: Sequence[int] | None = None, bat
 
 @torch.no_grad()
 def difference(module: ImageToScores, run: Run, images: list[Tensor]) -> float:
-    """Largest difference of scores between the module and what was exported, over the largest score."""
+    """Largest difference of scores between the module and what was exported, over the largest score of that output."""
     apart = []
     for image in images:
-        expected = module(image)
-        apart.append(float((run(image) - expected).abs().max() / expected.abs().max()))
+        for given, expected in zip(_each(run(image)), _each(module(image))):
+            apart.append(float((given - expected).abs().max() / expected.abs().max()))
     return float(torch.tensor(apart).max())  # NaN if any is
+
+
+def _each(scores: Scores) -> tuple[Tensor, ...]:
+    """The outputs of a run."""
+    return scores if isinstance(scores, tuple) else (scores,)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from mmseg_eomt.visualization import make_palette
 
 
 def load_model(
-    config: str, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None
+    config: str | Config, checkpoint: str, device: str | None = None, options: dict[str, Any] | None = None
 ) -> BaseSegmentor:
     """Build a model from a config, load a checkpoint of any kind, and merge its adapters.
 
@@ -26,7 +26,7 @@ def load_model(
     are those of the evaluation.
 
     Args:
-        config: Path of the config, or ``mmseg_eomt::NAME``.
+        config: Path of the config, ``mmseg_eomt::NAME``, or a config, which is not changed.
         checkpoint: Path or address of the checkpoint.
         device: Such as ``'cuda:1'``. Default: a GPU if there is one.
         options: Settings of the config to change, ``{'a.b': value}``. Default: none.
@@ -39,7 +39,7 @@ def load_model(
         ValueError, RuntimeError: If the checkpoint does not fit, or classes and their names differ in number.
     """
     register_all_modules()
-    settings = Config.fromfile(config)
+    settings = copy.deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
     settings.merge_from_dict(options or {})
     dataset = settings.test_dataloader.dataset
     while 'pipeline' not in dataset:  # concatenated or repeated

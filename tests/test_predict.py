@@ -176,14 +176,14 @@ def test_an_interrupted_video_leaves_the_earlier_one(tool, config, lora, tmp_pat
     overlay_file = tmp_path / 'out/overlays/drive.mp4'
     overlay_file.parent.mkdir(parents=True)
     overlay_file.write_text('of an earlier run')
-    plain = predict.Predictor.labels
+    plain = predict.Predictor.samples
 
-    def labels_until_interrupted(self, images):
+    def samples_until_interrupted(self, images):
         if list((tmp_path / 'out/labels/drive').glob('*.png')):
             raise KeyboardInterrupt
         return plain(self, images)
 
-    monkeypatch.setattr(predict.Predictor, 'labels', labels_until_interrupted)
+    monkeypatch.setattr(predict.Predictor, 'samples', samples_until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         tool('predict', config, lora, video, '--out', tmp_path / 'out', '--batch-size', 2)
     assert overlay_file.read_text() == 'of an earlier run'

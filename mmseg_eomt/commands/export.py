@@ -3,7 +3,8 @@
 python tools/export.py CONFIG CHECKPOINT OUT.onnx    for ONNX Runtime and TensorRT
 python tools/export.py CONFIG CHECKPOINT OUT.pt2     for torch.export.load
 
-Input: image (B, 3, H, W), float32 RGB from 0 to 255. Output: scores (B, K, H, W). See docs/deploy.md for its use.
+Input: image (B, 3, H, W), float32 RGB from 0 to 255. Output: scores (B, K, H, W), and with --anomaly SCORE… also
+anomaly (B, E, H, W). See docs/deploy.md for its use.
 """
 
 import argparse
@@ -12,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmseg.apis import init_model
 
 from mmseg_eomt import export as exporting
+from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
+from mmseg_eomt.anomaly.scores import NAMES
 from mmseg_eomt.commands import errors_in_a_sentence
 
 
@@ -28,7 +32,8 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError(f'{out} is there already: name another, or delete it.')
     if kind == '.onnx':
         exporting.check_onnx_packages()
-    module = exporting.ImageToScores(init_model(args.config, args.checkpoint, device='cpu'))
+    config = with_anomaly_scores(Config.fromfile(args.config), args.anomaly) if args.anomaly else args.config
+    module = exporting.ImageToScores(init_model(config, args.checkpoint, device='cpu'), args.anomaly)
     size = 'any' if args.size is None else '{}×{}'.format(*args.size)
     print(f'exporting {args.checkpoint}: batch {args.batch or "any"}, size {size}', flush=True)
     start = time.perf_counter()
@@ -67,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--batch', type=int, help='fix the number of images (default: any)')
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest difference over the largest score (1e-3)')
+    parser.add_argument(
+        '--anomaly', nargs='+', default=[], metavar='SCORE', help=f'a second output: {", ".join(NAMES)}; rba@0.5 (none)'
+    )
     args = parser.parse_args(argv)
     with errors_in_a_sentence('export'):
         export(args)

@@ -226,6 +226,28 @@ def split_sum(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def checkpoint_digest(name: str) -> str:
+    """SHA-256 of the file that a checkpoint is read from; of several files, in their order, one after the other.
+
+    Raises:
+        OSError: If it is not there, and cannot be had.
+    """
+    digest = hashlib.sha256()
+    for part in filter(None, split_sum(name)):
+        if part.startswith(HUB_SCHEME):
+            path = download_from_hub(part)
+        else:
+            path = _download(part) if re.match('https?://', part) else _local_file(part)
+        files = sorted(filter(Path.is_file, path.rglob('*'))) if path.is_dir() else [path]
+        if path.name.endswith('.index.json'):
+            files += [path.with_name(shard) for shard in shards_of(path)]
+        for file in files:
+            with file.open('rb') as content:
+                while block := content.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
 def local_path(name: str) -> Path:
     """The path that a name without another scheme stands for: itself, or what is behind ``file://``."""
     address = re.fullmatch(r'file://(?:localhost)?(/.*)', name)
