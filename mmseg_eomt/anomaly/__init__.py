@@ -12,6 +12,7 @@ from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, CutoutFolder, Da
 from mmseg_eomt.anomaly.paste import PasteOutliers
 from mmseg_eomt.anomaly.segmentor import EoMTAnomalySegmentor
 from mmseg_eomt.anomaly.training_patches import TrainingPatches
+from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 
 __all__ = [
     'OUTLIER_SOURCES',
@@ -22,6 +23,7 @@ __all__ = [
     'DatasetRegions',
     'EoMTAnomalyHead',
     'EoMTAnomalySegmentor',
+    'EoMTAnomalyTTAModel',
     'HeldOutClassesDataset',
     'MarginWarmupHook',
     'MaskedImages',

@@ -12,6 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from tqdm import tqdm
 
+from mmseg_eomt.anomaly import AnomalyDataset
 from mmseg_eomt.anomaly.counts import IGNORED, ScoreCounts
 from mmseg_eomt.anomaly.scores import Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
@@ -56,10 +57,10 @@ def of_validation(args: argparse.Namespace, model: BaseSegmentor) -> tuple[str, 
     loader = Runner.build_dataloader(settings)
     dataset = loader.dataset
     name = ' '.join(filter(None, [type(dataset).__name__, (getattr(dataset, 'data_prefix', None) or {}).get('img_path')]))
-    if getattr(dataset, 'labels_anomalies', False):
+    if isinstance(dataset, AnomalyDataset) or getattr(dataset, 'split', None) == 'anomaly':
         raise ValueError(
-            f'{type(dataset).__name__} of val_dataloader labels anomalies, and thresholds are calibrated without them: give '
-            f'--calibrate-images FOLDER.'
+            f'{name} labels anomalies, and thresholds are calibrated without them: set val_dataloader to data with labels '
+            f'of the classes, or give --calibrate-images FOLDER.'
         )
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'preview_outliers': 'preview_outliers:main',
     'show_queries': 'show_queries:main',
     'test': 'toolbox:evaluate',
+    'test_anomaly': 'test_anomaly:main',
     'toolbox': 'toolbox:main',
     'train': 'toolbox:train',
 }

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmseg.apis import init_model
 
 from mmseg_eomt import export as exporting
-from mmseg_eomt.anomaly.configure import with_anomaly_scores
+from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES
 from mmseg_eomt.commands import errors_in_a_sentence
 

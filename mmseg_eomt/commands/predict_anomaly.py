@@ -9,8 +9,8 @@ import numpy as np
 from mmengine.config import Config
 from mmseg.structures import SegDataSample
 
-from mmseg_eomt.anomaly.configure import with_anomaly_scores
 from mmseg_eomt.anomaly.maps import STEPS, Component, Limits, find_components, limits_of, to_uint16
+from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES, Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
 from mmseg_eomt.anomaly.submissions import FORMATS, BravoWriter, SmiycWriter, check_h5py

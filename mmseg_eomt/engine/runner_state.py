@@ -1,5 +1,8 @@
 """What mmengine's Runner keeps to itself: the one file that reads or sets private attributes of it."""
 
+import copy
+from typing import Any
+
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.models import BaseSegmentor
@@ -45,3 +48,9 @@ def set_seed(runner: Runner, seed: int) -> int | None:
         runner._randomness_cfg.update(seed=seed)
         runner.set_randomness(**runner._randomness_cfg)
     return given
+
+
+def set_test(runner: Runner, dataloader: dict[str, Any], evaluator: dict[str, Any]) -> None:
+    """Let the next ``Runner.test`` evaluate on other data, with the model as it is loaded."""
+    runner._test_dataloader, runner._test_evaluator = dataloader, evaluator
+    runner._test_loop = copy.deepcopy(runner.cfg.get('test_cfg') or {})

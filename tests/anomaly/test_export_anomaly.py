@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmseg.apis import init_model
 from packaging.version import Version
 
-from mmseg_eomt.anomaly.configure import with_anomaly_scores
+from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES, OF_CLASSES
 from mmseg_eomt.commands import export
 from mmseg_eomt.export import ImageToScores, difference, load_onnx, load_program, save_program, to_program

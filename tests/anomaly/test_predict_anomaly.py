@@ -12,12 +12,12 @@ import torch
 from conftest import SMALL_ARCH, make_config, run_tool
 from layouts import Sizes, public_eomt
 from mmengine.config import Config
-from mmseg.apis import inference_model
+from mmseg.apis import inference_model, init_model
 from scipy import ndimage
 from server import serve
 
-from mmseg_eomt.anomaly.configure import with_anomaly_scores
 from mmseg_eomt.anomaly.maps import STEPS, find_components, from_uint16, limits_of, to_uint16
+from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES, OF_CLASSES, Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
 from mmseg_eomt.commands import predict
@@ -194,21 +194,11 @@ def test_the_model_of_another_head_has_scores_of_classes_and_refuses_those_of_qu
     head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=K)
     config.merge_from_dict({'model.vit.num_joint_blocks': 0, 'model.decode_head': head})
     config.dump(tmp_path / 'fcn.py')
-    for name in OF_CLASSES:
-        assert with_anomaly_scores(config, [name]).model == config.model
-    with pytest.raises(ValueError, match=r'scores eam need .*: model.decode_head must be a EoMTHead or .*, got FCNHead'):
-        with_anomaly_scores(config, ['eam'])
-
-
-def test_a_config_is_asked_once_and_keeps_what_it_was_asked_for(config):
-    plain = Config.fromfile(config)
-    asked = with_anomaly_scores(plain, ['rba', 'eam'])
-    assert plain.model.type == 'EoMTSegmentor' and 'anomaly_scores' not in plain.model.decode_head
-    assert (asked.model.type, asked.model.decode_head.type) == ('EoMTAnomalySegmentor', 'EoMTAnomalyHead')
-    assert asked.model.decode_head.anomaly_scores == ['eam']
-    assert with_anomaly_scores(asked, ['eam', 'rba@0.5']).model.decode_head.anomaly_scores == ['eam', 'rba@0.5']
-    plain.model.type = 'mmseg.EncoderDecoder'
-    assert with_anomaly_scores(plain, ['uno']).model.type == 'EoMTAnomalySegmentor'
+    torch.save(dict(state_dict=init_model(config, device='cpu').state_dict(), meta={}), tmp_path / 'fcn.pth')
+    tool(tmp_path / 'fcn.py', tmp_path / 'fcn.pth', image, '--anomaly', 'rba_sum', '--out', tmp_path / 'out')
+    assert (tmp_path / 'out/anomaly/scores' / image.name).is_file()
+    log = tool(tmp_path / 'fcn.py', tmp_path / 'fcn.pth', image, '--anomaly', 'eam', '--out', tmp_path / 'x', check=False)
+    assert 'eam need the queries of an EoMT' in log
 
 
 @pytest.mark.parametrize('name', EVERY)

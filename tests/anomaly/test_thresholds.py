@@ -226,6 +226,15 @@ def test_a_threshold_is_calibrated_on_the_validation_images_and_used(config, che
     assert 'iter_2000.anomaly.json is of another checkpoint' in log and 'calibrate again' in log
 
 
+def test_labelled_anomalies_are_no_clean_images(config, checkpoint, scenes, tmp_path, tool):
+    held_out = Config.fromfile(config)
+    dataset = held_out.val_dataloader.dataset
+    held_out.val_dataloader.dataset = dict(type='HeldOutClassesDataset', dataset=dataset, anomaly_classes=['car'])
+    held_out.dump(tmp_path / 'held_out.py')
+    log = tool(tmp_path / 'held_out.py', checkpoint, '--anomaly', 'rba', '--calibrate', check=False)
+    assert 'HeldOutClassesDataset' in log and 'labels anomalies, and thresholds are calibrated without them' in log
+
+
 def test_images_of_ones_own_calibrate_and_are_predicted_in_one_command(config, checkpoint, images, tmp_path, tool):
     folder = tmp_path / 'clean'
     shutil.copytree(images, folder)

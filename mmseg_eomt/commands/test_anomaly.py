@@ -1,0 +1,238 @@
+"""How well a model's anomaly scores find what no class names, on all data that is there.
+
+    python tools/test_anomaly.py CONFIG CHECKPOINT --data-root DIR… [--scores rba max …] [--temperatures 0.5 1 2]
+
+Below the folders, RoadAnomaly21, RoadObstacle21, RoadAnomaly, Fishyscapes, LostAndFound, StreetHazards, BDD-Anomaly and the
+course pack are found by their layout. Held-out classes are evaluated where test_dataloader of the config is a
+HeldOutClassesDataset, or --anomaly-classes names them; and the mIoU on the config's own data. All scores are read from one
+pass over a dataset. OUT/results.md has the table, results.json the numbers and curves.png the curves.
+
+What is finished is kept in OUT/datasets: a run that was stopped goes on there, unless --fresh.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import mmseg
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+from mmseg.utils import register_all_modules
+
+import mmseg_eomt
+from mmseg_eomt.anomaly.curves import draw_curves
+from mmseg_eomt.anomaly.evaluation import CLASSES, Part, Plan
+from mmseg_eomt.anomaly.report import DatasetResult, Report, read_result, save_result
+from mmseg_eomt.anomaly.scored_config import class_of, segmentor_settings, with_anomaly_scores
+from mmseg_eomt.anomaly.scores import OF_CLASSES, parse_scores
+from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
+from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.engine.runner_state import set_test
+from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.whole import check_writable
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', '0')
+    with errors_in_a_sentence('test_anomaly'):
+        evaluate(args)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config of the model')
+    parser.add_argument('checkpoint', help='its checkpoint; one of LoRA adapters too')
+    parser.add_argument('--data-root', nargs='+', default=[], metavar='DIR', help='folders to look for the sets in')
+    parser.add_argument('--presets', nargs='+', default=[], metavar='NAME', help='sets to evaluate (all that are found)')
+    parser.add_argument('--scores', nargs='+', metavar='SCORE', help='such as rba eam max@0.5 (all that the model has)')
+    parser.add_argument('--temperatures', nargs='+', type=float, default=[1.0], metavar='T', help='of class logits (1)')
+    parser.add_argument('--anomaly-classes', nargs='+', default=[], metavar='CLASS', help='held-out classes of the own data')
+    parser.add_argument('--exact', action='store_true', help='sort all scores in memory in place of counting them')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation, by tta_pipeline of the config')
+    parser.add_argument('--no-miou', action='store_true', help='anomalies alone')
+    parser.add_argument('--out', type=Path, help='folder of the results (work_dirs/CONFIG/anomaly)')
+    parser.add_argument('--fresh', action='store_true', help='evaluate again what is finished')
+    parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
+    )
+    args = parser.parse_args(argv)
+    if args.device and args.launcher != 'none':
+        parser.error('--device is for one process: with --launcher, each process has the GPU of its rank')
+    if args.presets and not args.data_root:
+        parser.error('--presets needs --data-root')
+    return args
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluate, and write and print the report."""
+    register_all_modules()
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    names = score_names(config, args.scores, args.temperatures)
+    title = Path(args.config).stem
+    out = args.out or Path(config.get('work_dir') or f'work_dirs/{title}') / 'anomaly'
+    check_writable(out)
+    plan = make_plan(config, args)
+    config = with_anomaly_scores(config, names)
+    config.merge_from_dict(dict(launcher=args.launcher, load_from=args.checkpoint, resume=False, work_dir=str(out / 'log')))
+    if args.tta:
+        config.model = dict(type=EoMTAnomalyTTAModel.__name__, module=config.model)
+    results = Evaluation(config, names, args, out).results(plan.parts)
+    if is_main_process():
+        report = Report(title, settings_of(args), results, plan.notes)
+        files = report.write(out)
+        draw_curves(results, out / 'curves.png')
+        print(f'\n{report.markdown()}\nWrote {files[0]}, {files[1].name} and curves.png')
+
+
+def score_names(config: Config, given: Sequence[str] | None, temperatures: Sequence[float]) -> list[str]:
+    """Names of the scores: those of the classes by default, and those of the queries that the model has.
+
+    Raises:
+        ValueError: If one is no score, or a temperature is not above 0.
+    """
+    head = segmentor_settings(config).get('decode_head')
+    if given is None:
+        kind = class_of(head)
+        of_queries = ['eam', 'void'] if kind is not None and issubclass(kind, EoMTHead) else []
+        given = [*OF_CLASSES, *of_queries, *(['uno'] if of_queries and head.get('negative_class') else [])]
+    every = [name if '@' in name else f'{name}@{t:f}' for t in temperatures for name in given]
+    return list(map(str, parse_scores(every)))
+
+
+def make_plan(config: Config, args: argparse.Namespace) -> Plan:
+    """Find what there is to evaluate on.
+
+    Raises:
+        ValueError: If there is nothing.
+    """
+    if args.tta:
+        if not config.get('tta_pipeline'):
+            raise ValueError(f'{args.config} has no tta_pipeline: --tta takes the augmentations from there.')
+        config = with_pipeline(config, config.tta_pipeline)
+    plan = Plan(config)
+    plan.add_presets(args.data_root, args.presets)
+    plan.add_own(args.anomaly_classes)
+    if not plan.parts:
+        where = f'below {", ".join(args.data_root)}' if args.data_root else 'since --data-root names no folder'
+        raise ValueError(
+            ' '.join([f'There is no set of anomalies to evaluate on {where}, and no class is held out.', *plan.notes])
+        )
+    if not args.no_miou:
+        plan.add_classes()
+    return plan
+
+
+def with_pipeline(config: Config, pipeline: list) -> Config:
+    """A copy of a config whose test and validation data go through another pipeline."""
+    config = Config(config.to_dict(), filename=config.filename)
+    for name in ('test_dataloader', 'val_dataloader'):
+        pending = [(config.get(name) or {}).get('dataset') or {}]
+        while pending:
+            dataset = pending.pop()
+            if 'pipeline' in dataset:
+                dataset['pipeline'] = pipeline
+            else:
+                pending += [*(dataset.get('datasets') or ()), *([dataset['dataset']] if 'dataset' in dataset else [])]
+    return config
+
+
+class Evaluation:
+    """A model that is loaded once, when it is needed, and evaluated on one dataset after the other.
+
+    Args:
+        config: For the Runner.
+        names: Of the scores.
+        args: Of the command.
+        out: Where finished datasets are kept.
+    """
+
+    def __init__(self, config: Config, names: list[str], args: argparse.Namespace, out: Path) -> None:
+        self.config = config
+        self.names = names
+        self.args = args
+        self.out = out
+        self._runner: Runner | None = None
+
+    def results(self, parts: Sequence[Part]) -> list[DatasetResult]:
+        """Of each dataset, kept ones and new ones."""
+        # read before any process can write: all of them must decide alike
+        files = {part.name: self.out / 'datasets' / f'{part.name}.json' for part in parts}
+        keys = {part.name: self.key(part) for part in parts}
+        kept = {} if self.args.fresh else {name: read_result(files[name], keys[name]) for name in files}
+        results = []
+        for part in parts:
+            result = kept.get(part.name)
+            if result is None:
+                result = self.evaluate(part)
+                if is_main_process():
+                    save_result(files[part.name], result, keys[part.name])
+            elif is_main_process():
+                print(f'{part.name} is finished: {files[part.name]} is read. Give --fresh to evaluate it again.')
+            results.append(result)
+        return results
+
+    def key(self, part: Part) -> str:
+        """What a dataset's result depends on, in a few letters."""
+        sections = {name: self.config.get(name) for name in ('model', 'custom_hooks', 'test_cfg')}
+        options = [self.names if part.name != CLASSES else [], self.args.exact, self.args.tta, part.components, part.images]
+        content = [sections, part.dataset, options, file_state(self.args.checkpoint), versions()]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def evaluate(self, part: Part) -> DatasetResult:
+        """Evaluate on a dataset."""
+        if self._runner is None:
+            self._runner = Runner.from_cfg(self.config)
+            if self.args.device:
+                self._runner.model.to(self.args.device)
+        runner = self._runner
+        evaluator: dict[str, Any] = dict(type='IoUMetric', iou_metrics=['mIoU'])
+        if part.name != CLASSES:
+            options = dict(components=part.components, exact=self.args.exact)
+            evaluator = dict(type='AnomalyMetric', scores=self.names, **options)
+        runner.logger.info(f'{part.name}: {part.images} images of {part.source}')
+        # images of anomalies are of several sizes
+        loader = dict(self.config.test_dataloader.to_dict(), dataset=part.dataset, batch_size=1, batch_sampler=None)
+        loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+        set_test(runner, loader, evaluator)
+        metrics = runner.test()
+        result = DatasetResult(part.name, part.source, part.images)
+        if part.name == CLASSES:
+            result.classes = {name: float(metrics[name]) for name in ('mIoU', 'mAcc', 'aAcc')}
+        else:
+            result.add_scores(metrics, runner.test_evaluator.metrics[0].finished)
+        return result
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the report says of the evaluation."""
+    options = [name for name in ('exact', 'tta') if getattr(args, name)]
+    if args.cfg_options:
+        options += [f'{name}={value}' for name, value in args.cfg_options.items()]
+    return dict(config=args.config, checkpoint=args.checkpoint, options=options or 'none', versions=versions())
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    plugin = {'mmseg-eomt': mmseg_eomt.__version__}
+    return plugin | {module.__name__: str(module.__version__) for module in (torch, mmengine, mmseg)}
+
+
+def file_state(checkpoint: str) -> list[str]:
+    """Names, sizes and times of a checkpoint's files; its address if it is not on this disk."""
+    path = Path(checkpoint)
+    files = sorted(path.rglob('*')) if path.is_dir() else [path] if path.is_file() else []
+    return [f'{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}' for file in files] or [checkpoint]
