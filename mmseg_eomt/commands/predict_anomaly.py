@@ -194,7 +194,7 @@ def find_threshold(args: argparse.Namespace) -> float:
     except MissingThreshold as error:
         reason = str(error)
     hint = ' (--calibrate-images FOLDER: on your own images without anomalies)' if rule.kind == 'fpr' else ''
-    raise ValueError(f'{reason} Run {command}{hint}, or give a value of the score.')
+    raise ValueError(f'{reason} Run {command}{hint}, name another file with --calibration, or give a value of the score.')
 
 
 def thresholds_file(args: argparse.Namespace) -> Path:

@@ -153,8 +153,9 @@ def test_a_file_of_another_checkpoint_or_of_something_else_is_refused(tmp_path):
         '{"checkpoint": {"name": "a", "sha256": "x"}, "scores": {"rba": 1}, "format": 1}',
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match='holds no thresholds of anomaly scores'):
-            Calibration.read(path, 'x')
+        for read in (Calibration.read, lambda path, digest: Calibration.update(path, 'a.pth', digest)):
+            with pytest.raises(ValueError, match='holds no thresholds of anomaly scores'):
+                read(path, 'x')
     path.write_text(json.dumps(dict(format=9, checkpoint=dict(name='a', sha256='x'), scores={})))
     with pytest.raises(ValueError, match='is of format 9'):
         Calibration.read(path, 'x')
@@ -219,7 +220,7 @@ def test_a_threshold_is_calibrated_on_the_validation_images_and_used(config, che
     log = tool(config, checkpoint, image, '--anomaly', 'max', '--threshold', 'fpr=0.05', *out, check=False)
     assert 'The score max of' in log and 'is not calibrated for fpr=0.05' in log and '--anomaly max --calibrate' in log
     log = tool(config, checkpoint, image, '--anomaly', 'rba', '--threshold', 'tpr=0.95', *out, check=False)
-    assert f'Run python tools/test_anomaly.py {config} {checkpoint} --data-root DATA, or give a value' in log
+    assert f'Run python tools/test_anomaly.py {config} {checkpoint} --data-root DATA, name another file' in log
     with checkpoint.open('ab') as other:
         other.write(b'x')
     log = tool(config, checkpoint, image, '--anomaly', 'rba', '--threshold', 'fpr=0.05', *out, check=False)
