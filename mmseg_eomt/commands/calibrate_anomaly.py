@@ -20,6 +20,7 @@ from mmseg_eomt.anomaly.thresholds import Calibration
 from mmseg_eomt.commands.predict_anomaly import thresholds_file
 from mmseg_eomt.commands.predict_inputs import batches, find_inputs, is_video, read_images
 from mmseg_eomt.weights.sources import checkpoint_digest
+from mmseg_eomt.whole import check_writable
 
 Predict = Callable[[list[np.ndarray]], list[SegDataSample | str]]  # images (H, W, 3) of one size; a sentence for one without
 
@@ -33,6 +34,9 @@ def calibrate(args: argparse.Namespace, model: BaseSegmentor, predict: Predict) 
     Raises:
         ValueError: If there are no images, or no pixel is an inlier.
     """
+    path = thresholds_file(args)
+    check_writable(path.parent)
+    calibration = Calibration.update(path, args.checkpoint, checkpoint_digest(args.checkpoint))
     score = Score.parse(args.anomaly)
     counts = ScoreCounts(str(score), score.inlier(model.decode_head.num_classes))
     if args.calibrate_images:
@@ -43,8 +47,6 @@ def calibrate(args: argparse.Namespace, model: BaseSegmentor, predict: Predict) 
     for scores, labels in pixels:
         counts.add(scores, labels)
         number += 1
-    path = thresholds_file(args)
-    calibration = Calibration.update(path, args.checkpoint, checkpoint_digest(args.checkpoint))
     calibration.add(str(score), counts, name, number)
     calibration.save(path)
     print(f'Wrote the thresholds of {score} on {number} images of {name} to {path}')

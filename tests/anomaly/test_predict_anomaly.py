@@ -107,6 +107,14 @@ def test_float_maps_are_those_of_the_model(tool, config, base, image, tmp_path):
     assert scores.dtype == np.float32 and (scores == expected_map(config, base, image, 'rba')).all()
 
 
+def test_the_colours_range_as_asked(tool, config, base, image, tmp_path):
+    scores = expected_map(config, base, image, 'rba')
+    low, high = (float(np.quantile(scores, share)) for share in (0.1, 0.9))
+    tool(config, base, image, '--anomaly', 'rba', '--heat-range', low, high, '--out', tmp_path)
+    picture = read_png(tmp_path / 'anomaly/heatmaps' / image.name)[:64, :128, ::-1]
+    assert (picture == heat_map(read_png(image)[..., ::-1], scores, low, high)).all()
+
+
 def test_a_threshold_gives_masks_components_and_the_unknown_in_the_overlay(tool, config, base, image, tmp_path):
     scores = expected_map(config, base, image, 'rba')
     threshold = float(np.quantile(scores, 0.9))
@@ -177,6 +185,7 @@ def test_a_broken_image_is_named_and_the_others_have_their_maps(tool, config, ba
         (['--anomaly', 'rba', '--threshold', 'often'], "A threshold is fpr=0.01 .* got 'often'"),
         (['--anomaly', 'rba', '--threshold', 'fpr=1.5'], 'with a rate above 0 and up to 1'),
         (['--anomaly', 'rba', '--threshold', '0', '--min-area', '0'], '--min-area is 1 or more, got 0'),
+        (['--anomaly', 'rba', '--heat-range', '0', '-1'], '--heat-range is a lower and a higher score'),
         (['--anomaly', 'rba', '--format', 'smiyc'], '--format smiyc needs --dataset NAME'),
         (['--anomaly', 'rba', '--format', 'bravo', '--threshold', '0'], 'leave out --threshold'),
     ],
