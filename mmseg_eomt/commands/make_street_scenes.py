@@ -6,8 +6,9 @@ Each split has two "cities" of drawn scenes, ``day`` and ``dusk``: the same kind
 Cityscapes train ids of nine classes, with 255 (ignore) on the car's bonnet and around thin things. The same seed gives the
 same files.
 
-With ``--anomalies N``, N more scenes by day go to ``dataset_AnomalyTrack``, in the layout of RoadAnomaly21. Three of four
-have unseen objects on the road (street_anomalies.py draws them). Their labels are 0, 1 (anomaly) and 255 (ignore).
+With ``--anomalies N``, N more scenes by day go to ``RoadAnomaly21``, in the layout of the preset ``course_road_anomaly_21``
+of ``AnomalyDataset``. Three of four have unseen objects on the road (street_anomalies.py draws them). Their labels are 0,
+1 (anomaly) and 255 (ignore).
 """
 
 import argparse
@@ -185,18 +186,18 @@ def write_scenes(out: Path, split: str, look: str, count: int, size: tuple[int, 
 
 def write_anomalies(out: Path, count: int, size: tuple[int, int], seed: int) -> None:
     """Write ``count`` scenes by day, three of four with anomalies, in place of those that are there."""
-    images, labels = (out / 'dataset_AnomalyTrack' / kind for kind in ('images', 'labels_masks'))
+    images, labels = (out / 'RoadAnomaly21' / kind for kind in ('images', 'labels_masks'))
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob('validation_street*.png'):
+        for old in folder.glob('street_*.png'):
             old.unlink()
     for i in track_iter_progress(range(count)):
         rng = np.random.default_rng([seed, len(LOOKS), 0, i])
         scene = Scene(rng, *size)
         if i % 4 < 3:
             add_anomalies(rng, scene.image, scene.label, scene.horizon, ROAD)
-        write(images / f'validation_street{i:04d}.png', scene.seen_by('day'))
-        write(labels / f'validation_street{i:04d}_labels_semantic.png', anomaly_labels(scene.label, IGNORE))
+        write(images / f'street_{i:04d}.png', scene.seen_by('day'))
+        write(labels / f'street_{i:04d}.png', anomaly_labels(scene.label, IGNORE))
 
 
 def write(path: Path, data: np.ndarray) -> None:

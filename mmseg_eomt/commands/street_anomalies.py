@@ -128,7 +128,7 @@ def add_anomalies(rng: np.random.Generator, image: np.ndarray, label: np.ndarray
     depths = np.sort(rng.uniform(0.15, 0.72, len(names)))  # the nearest one last: it may hide others
     for name, depth in zip(names, depths):
         drawing, height = FAMILIES[name]
-        size = height * (0.35 + depth) * rng.uniform(0.7, 1.2) * len(image) / 128
+        size = height * (0.35 + depth) * rng.uniform(0.8, 1.4) * len(image) / 128
         foot = _free_place(rng, label == road, round(horizon + depth * (len(image) - horizon)), 0.8 * size)
         _put(image, label, drawing(rng), foot, max(6, round(size)))
     return [str(name) for name in names]

@@ -25,15 +25,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels(made: Path) -> list[np.ndarray]:
-    paths = sorted(made.glob('dataset_AnomalyTrack/labels_masks/*_labels_semantic.png'))
+    paths = sorted(made.glob('RoadAnomaly21/labels_masks/*.png'))
     return [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
 
 
 def test_each_image_has_its_labels(made):
-    images = sorted(path.stem for path in made.glob('dataset_AnomalyTrack/images/*.png'))
-    masks = sorted(path.stem for path in made.glob('dataset_AnomalyTrack/labels_masks/*.png'))
+    images = sorted(path.stem for path in made.glob('RoadAnomaly21/images/*.png'))
+    masks = sorted(path.stem for path in made.glob('RoadAnomaly21/labels_masks/*.png'))
     assert len(images) == 8
-    assert masks == [f'{image}_labels_semantic' for image in images]
+    assert masks == images
 
 
 def test_three_of_four_scenes_have_anomalies_and_all_have_ignored_pixels(made):
@@ -52,13 +52,13 @@ def test_the_other_scenes_are_as_they_are_without_anomalies(made, tmp_path):
     main([str(tmp_path), *SIZES])
     plain = files(tmp_path)
     assert len(plain) == 8
-    assert {name: content for name, content in files(made).items() if not name.startswith('dataset_')} == plain
+    assert {name: content for name, content in files(made).items() if not name.startswith('RoadAnomaly21')} == plain
 
 
 def test_a_second_call_leaves_none_of_the_first_ones_scenes(made, tmp_path):
     for count in ('5', '2'):
         main([str(tmp_path), '--train', '0', '--val', '0', *SIZES[4:], '--anomalies', count])
-    assert len(list(tmp_path.glob('dataset_AnomalyTrack/images/*.png'))) == 2
+    assert len(list(tmp_path.glob('RoadAnomaly21/images/*.png'))) == 2
 
 
 @pytest.mark.parametrize('name', FAMILIES)
