@@ -4,8 +4,8 @@ from mmseg_eomt.patches import repairs
 
 repairs.apply()
 
+from mmseg_eomt import anomaly  # noqa: E402
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.anomaly import EoMTAnomalyHead, EoMTAnomalySegmentor  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
@@ -21,8 +21,6 @@ runner.apply()
 __version__ = '0.1.0'
 __all__ = [
     'DataCheckHook',
-    'EoMTAnomalyHead',
-    'EoMTAnomalySegmentor',
     'EoMTColorJitter',
     'EoMTHead',
     'EoMTOptimWrapperConstructor',
@@ -33,4 +31,5 @@ __all__ = [
     'MaskAnnealingHook',
     'TwoWarmupsPolyLR',
     '__version__',
+    'anomaly',
 ]

@@ -1,11 +1,11 @@
 """The decode head for anomalies: what it is asked for beside classes, and how it learns from pasted outliers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmseg_eomt.anomaly.class_heads import CosineClassHead, NegativeClassHead
 from mmseg_eomt.anomaly.losses import NEITHER, MarginClassificationLoss
@@ -62,14 +62,14 @@ class EoMTAnomalyHead(EoMTHead):
         self.negative_class = negative_class
         dims = self.arch.embed_dims
         if negative_class:
-            self.class_head: nn.Module = NegativeClassHead(dims, self.num_classes)
+            self.class_head = NegativeClassHead(dims, self.num_classes)
             self.criterion = MaskClassificationLoss(**_settings(self.criterion, self.num_classes + 1))
         if cosine_head is not None:
             options = dict(cosine_head)
             margin = options.pop('margin', 0.2)
             self.class_head = CosineClassHead(dims, self.num_classes, **options)
             settings = _settings(self.criterion, self.num_classes)
-            self.criterion = MarginClassificationLoss(self.class_head, margin, **settings)
+            self.criterion = MarginClassificationLoss(margin, **settings)
 
     def query_weights(self, class_logits: Tensor) -> Tensor:
         """Weights (B, Q, K + E') of the queries' masks in class scores and in what anomaly scores need beside them."""
@@ -84,6 +84,8 @@ class EoMTAnomalyHead(EoMTHead):
         """Losses of each layer, with ``loss_outlier`` where there is one; of the last one also the mean scores."""
         outliers = labels == self.outlier_index
         targets = labels.masked_fill(outliers, self.num_classes if self.negative_class else self.ignore_index)
+        if isinstance(self.criterion, MarginClassificationLoss):
+            self.criterion.scales = cast(Tensor, self.class_head.scales)  # PEFT may have put a copy of the head in its place
         layers = super().layer_losses(mask_logits, class_logits, targets, extent)
         if self.loss_outlier is not None:
             known = [classes.softmax(-1)[..., : self.num_classes] for classes in class_logits]

@@ -167,7 +167,7 @@ class ScoreChannels:
             OF_QUERIES[score.name].weight(*self._probabilities(class_logits, score.temperature))[..., None]
             for score in self.of_queries
         ]
-        return torch.cat((*classes, *queries), dim=-1)
+        return torch.cat((class_logits[..., :0], *classes, *queries), dim=-1)
 
     def _probabilities(self, class_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of the classes, of "no object" and of the negative class."""

@@ -38,8 +38,7 @@ class EoMTAnomalySegmentor(EoMTSegmentor):
 def _split(sample: SegDataSample, channels: ScoreChannels) -> None:
     """Keep a sample's class scores as such, and put the anomaly scores beside them."""
     predicted = sample.seg_logits.data
-    maps = PixelData(data=channels.maps(predicted))
-    maps.set_field(list(map(str, channels.scores)), 'names', field_type='metainfo')
+    maps = PixelData(data=channels.maps(predicted), metainfo=dict(names=[str(score) for score in channels.scores]))
     known = predicted[: channels.num_classes]
     sample.set_data({FIELD: maps, 'seg_logits': PixelData(data=known)})
     if channels.number:
@@ -50,7 +49,8 @@ def anomaly_maps(sample: SegDataSample | dict[str, Any], names: Sequence[str]) -
     """Anomaly scores of a predicted sample of any segmentor.
 
     Args:
-        sample: With ``seg_logits``, which are an EoMT's class scores; or as :class:`EoMTAnomalySegmentor` predicts it.
+        sample: With ``seg_logits``, which are an EoMT's class scores; or as :class:`EoMTAnomalySegmentor` predicts it. Its
+            ``to_dict()`` too, which metrics are given.
         names: Of the scores.
 
     Returns:
@@ -59,13 +59,9 @@ def anomaly_maps(sample: SegDataSample | dict[str, Any], names: Sequence[str]) -
     Raises:
         ValueError: If a score needs the queries, and the model was not asked for it.
     """
-    if isinstance(sample, SegDataSample):
-        sample = sample.to_dict()
-    given = sample.get(FIELD)
-    field = given if isinstance(given, dict) or given is None else dict(data=given.data, names=given.names)
-    maps = {} if field is None else dict(zip(field['names'], field['data']))
-    scores = sample['seg_logits']
-    scores = scores['data'] if isinstance(scores, dict) else scores.data
+    fields = sample.to_dict() if isinstance(sample, SegDataSample) else sample
+    class_scores, given = fields['seg_logits']['data'], fields.get(FIELD)
+    maps = dict(zip(given['names'], given['data'])) if given else {}
     for score in parse_scores(names):
         if str(score) not in maps and score.needs_queries:
             raise ValueError(
@@ -74,5 +70,5 @@ def anomaly_maps(sample: SegDataSample | dict[str, Any], names: Sequence[str]) -
                 f"anomaly_scores=['{score}', …]), or ask for a score of the class scores: {', '.join(OF_CLASSES)}."
             )
         if str(score) not in maps:
-            maps[str(score)] = OF_CLASSES[score.name](scores)
+            maps[str(score)] = OF_CLASSES[score.name](class_scores)
     return torch.stack([maps[str(score)] for score in parse_scores(names)])

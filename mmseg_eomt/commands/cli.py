@@ -15,6 +15,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'init_dataset': 'init_dataset:main',
     'make_street_scenes': 'make_street_scenes:main',
     'predict': 'predict:main',
+    'preview_outliers': 'preview_outliers:main',
     'show_queries': 'show_queries:main',
     'test': 'toolbox:evaluate',
     'toolbox': 'toolbox:main',

@@ -41,12 +41,14 @@ class LabelRule:
         ignore_index: Id that is not trained on.
         reduce_zero_label: Whether id 0 is ignored and the others are counted from 1.
         label_map: New ids of old ones, or None.
+        known: Ids that the files may hold, where the dataset lists them: its labels need not be classes then.
     """
 
     num_classes: int
     ignore_index: int = 255
     reduce_zero_label: bool = False
     label_map: dict[int, int] | None = None
+    known: tuple[int, ...] | None = None
 
     def unknown(self, ids: np.ndarray) -> list[int]:
         """Those of the stored ids that are neither a class nor ignored."""
@@ -55,6 +57,9 @@ class LabelRule:
             new = stored
             if new == 65535:  # the toolbox reads a byte of it
                 new = 255
+            if self.known is not None:
+                unknown += [] if new in self.known else [stored]
+                continue
             if self.reduce_zero_label:
                 new = 255 if new in (0, 255) else new - 1
             new = (self.label_map or {}).get(new, new)
@@ -102,6 +107,9 @@ def _wrong_ids(mask: str, values: np.ndarray, rule: LabelRule) -> str | None:
     unknown = rule.unknown(ids)
     if unknown:
         shown = ', '.join(map(str, unknown[:5])) + (', …' if len(unknown) > 5 else '')
+        if rule.known is not None:
+            known = ', '.join(map(str, rule.known[:5])) + (', …' if len(rule.known) > 5 else '')
+            return f'{mask}: id {shown} is none of those that the dataset knows ({known}): check its preset or label_map'
         first = ' after reduce_zero_label' if rule.reduce_zero_label else ''
         return (
             f'{mask}: id {shown} is neither a class (0 to {rule.num_classes - 1}{first}) nor {rule.ignore_index}, '
@@ -258,8 +266,8 @@ def _label_rule(dataset: BaseDataset, num_classes: int | None, ignore_index: int
     classes = num_classes or len(dataset.metainfo.get('classes') or ())
     if not classes or not all(map(_is_stock, _steps(dataset.pipeline))):
         return None
-    zero, label_map = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map'))
-    return LabelRule(classes, ignore_index, bool(zero), label_map)
+    zero, label_map, known = (getattr(dataset, name, None) for name in ('reduce_zero_label', 'label_map', 'known_ids'))
+    return LabelRule(classes, ignore_index, bool(zero), label_map, known)
 
 
 def _is_stock(step: object) -> bool:

@@ -36,6 +36,8 @@ def _absent(config: dict) -> list[str]:
     kind = DATASETS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
     if not (inspect.isclass(kind) and issubclass(kind, BaseSegDataset)) or config.get('backend_args'):
         return []
+    if getattr(kind, 'explains_missing_data', False):
+        return []
     options = {name: value.default for name, value in inspect.signature(kind.__init__).parameters.items()}
     options.update(config)
     root, prefixes = Path(options.get('data_root') or ''), options.get('data_prefix') or {}

@@ -112,7 +112,7 @@ class EoMTHead(BaseModule):
         init_vit_linears(self.blocks)
         self.norm = nn.LayerNorm(dims, eps=self.arch.norm_eps)
         self.query_embed = nn.Embedding(num_queries, dims)
-        self.class_head = nn.Linear(dims, num_classes + 1)
+        self.class_head: nn.Module = nn.Linear(dims, num_classes + 1)
         self.mask_head = mask_head(dims)
         self.upscale = Upscale(dims, patch_size)
         self.criterion = MaskClassificationLoss(

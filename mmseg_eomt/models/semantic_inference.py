@@ -29,8 +29,8 @@ def pixel_scores(
         weights: (B, Q, C); for class scores, the probabilities of the classes.
         padded_size: Rows and columns of pixels that the masks cover.
         size: Rows and columns of the image, from the upper left.
-        query_tolerance: Queries whose largest weight is lower are skipped in the image's sum, which changes by no more than
-            the sum of their largest weights: less than Q · ``query_tolerance``. Default: 0, all queries.
+        query_tolerance: Queries whose largest absolute weight is lower are skipped in the image's sum, which changes by no
+            more than the sum of these weights: less than Q · ``query_tolerance``. Default: 0, all queries.
 
     Returns:
         Scores (B, C, H, W).
@@ -44,7 +44,7 @@ def pixel_scores(
     scores = mask_logits.new_empty(len(mask_logits), weights.shape[-1], *size)
     for image, (masks, weight) in enumerate(zip(mask_logits, weights)):
         if query_tolerance > 0:
-            kept = weight.amax(-1) >= query_tolerance
+            kept = weight.abs().amax(-1) >= query_tolerance
             masks, weight = masks[kept], weight[kept]
             if not len(masks):
                 scores[image] = 0
