@@ -113,7 +113,7 @@ def killed_demo(root: Path, number: int) -> None:
     """A demo in ``root`` whose first command would write for ever, ended by a signal in its midst."""
     (root / 'tools').mkdir()
     (root / 'tools/make_street_scenes.py').write_text(SLOW_TOOL)
-    code = 'import pathlib, sys; from mmseg_eomt.commands.demo import DEMO, main; DEMO.root = pathlib.Path(sys.argv.pop()); main()'
+    code = 'import pathlib, sys; from mmseg_eomt.commands.demo import *; DEMO.root = pathlib.Path(sys.argv.pop()); main()'
     with subprocess.Popen([sys.executable, '-c', code, root], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and len(list(root.glob('work_dirs/eomt_demo/*'))) < 20:
             time.sleep(0.05)
