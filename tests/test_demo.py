@@ -20,8 +20,8 @@ from mmseg_eomt.commands import demo as demo_command
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """The tool in a folder of its own, with commands that write what the real ones do; ``demo('--overwrite')`` runs it."""
-    monkeypatch.setattr(demo_command, 'ROOT', tmp_path)
-    monkeypatch.setattr(demo_command, 'run_shown', lambda title, command: (pretend(tmp_path, command[1:]), []))
+    monkeypatch.setattr(demo_command.DEMO, 'root', tmp_path)
+    monkeypatch.setattr(demo_command.DEMO, 'run_shown', lambda title, command: (pretend(tmp_path, command[1:]), []))
     return lambda *args: demo_command.main(args)
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_was_interrupted_can_be_started_again(demo, tmp_path, monkeyp
         return 0, []
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo_command, 'run_shown', interrupted)
+        patch.setattr(demo_command.DEMO, 'run_shown', interrupted)
         with pytest.raises(KeyboardInterrupt):
             demo()
     assert (tmp_path / 'work_dirs/eomt_demo/iter_600.pth').is_file()
@@ -113,7 +113,7 @@ def killed_demo(root: Path, number: int) -> None:
     """A demo in ``root`` whose first command would write for ever, ended by a signal in its midst."""
     (root / 'tools').mkdir()
     (root / 'tools/make_street_scenes.py').write_text(SLOW_TOOL)
-    code = 'import pathlib, sys; from mmseg_eomt.commands import demo; demo.ROOT = pathlib.Path(sys.argv.pop()); demo.main()'
+    code = 'import pathlib, sys; from mmseg_eomt.commands.demo import *; DEMO.root = pathlib.Path(sys.argv.pop()); main()'
     with subprocess.Popen([sys.executable, '-c', code, root], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and len(list(root.glob('work_dirs/eomt_demo/*'))) < 20:
             time.sleep(0.05)

@@ -24,6 +24,7 @@ from mmseg_eomt.adapters.names import (
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kind
+from mmseg_eomt.weights.class_heads import convert_class_heads
 from mmseg_eomt.weights.compare import compare, refuse
 
 if TYPE_CHECKING:
@@ -277,6 +278,10 @@ def fill_from_model(
             print_log(f'Of another shape, and randomly initialised: {"; ".join(shapes)}', logger='current')
         state_dict = {name: value for name, value in state_dict.items() if name not in anew}
         beside -= {*anew, *(beside if from_peft else ())}
+    converted = convert_class_heads(model, state_dict, source, new_run, prefix)
+    if str(converted):
+        print_log(f'{source}: {converted}', logger='current')
+    state_dict, beside = {**state_dict, **converted.values}, beside - converted.absent
     given = {name: value for name, value in state_dict.items() if name in own or name.startswith(prefix)}
     check_adapted(given, own, source, adapters | beside)
     return origin.fitted({**own, **state_dict})
@@ -315,7 +320,7 @@ def _needed_adapters(model: nn.Module, state_dict: dict[str, Tensor], from_peft:
 
 
 def _trained_beside(model: nn.Module, modules: Sequence[str]) -> set[str]:
-    """Parameters that train in no adapter, or were trained as the file says, and the statistics of norms beside them."""
+    """Parameters that train in no adapter, or were trained as the file says, and the buffers beside them."""
     whole = [name for name, _ in model.named_modules() if name and name.endswith(tuple(modules))]
     others = {*adapter_names(model), *adapter_entries(model)}
     trained = {
@@ -327,7 +332,7 @@ def _trained_beside(model: nn.Module, modules: Sequence[str]) -> set[str]:
     return trained | {
         name
         for name, _ in model.named_buffers()
-        if name.endswith(('.running_mean', '.running_var')) and name.rpartition('.')[0] in parents
+        if name.endswith(('.running_mean', '.running_var', '.scales')) and name.rpartition('.')[0] in parents
     }
 
 

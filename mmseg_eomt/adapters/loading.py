@@ -11,6 +11,7 @@ from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted
 from mmseg_eomt.weights.checkpoint import UNKNOWN_SOURCE, Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kinds, naming
+from mmseg_eomt.weights.class_heads import with_class_heads
 from mmseg_eomt.weights.fit import check_eomt_parameters, eomt_parameters, fit_checkpoint
 
 
@@ -57,6 +58,7 @@ def _fitted(model: nn.Module, state_dict: dict[str, Tensor], checkpoint: Checkpo
     if not adapters:
         own, given = ({plain_name(name): v for name, v in part.items()} for part in (_base_of(model), state_dict))
         check_eomt_parameters(own, given, checkpoint.source, checkpoint.starts_training)
+        state_dict = with_class_heads(model, state_dict, checkpoint)
     return state_dict
 
 

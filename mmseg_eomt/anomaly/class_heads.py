@@ -1,10 +1,15 @@
 """Class heads for anomalies: cosine logits, and a class of what belongs to none."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmseg_eomt.models.resize import exporting
+
 DEFAULT_SCALE = 16.0
+LEAST_SCALE = 1e-3  # of a class whose weights are zero: cosines are read from logits by dividing
 
 
 class ClassHead(nn.Module):
@@ -56,6 +61,10 @@ class NegativeClassHead(ClassHead):
         linear = F.linear(queries, self.weight, self.bias)
         return torch.cat((linear[..., :-1], self.negative(queries), linear[..., -1:]), dim=-1)
 
+    def from_linear(self, *_: Tensor) -> tuple[dict[str, Tensor], str]:
+        """What it takes from a linear head beside weight and bias, nothing, and a line for the log."""
+        return {}, 'class_head.negative (the class of outliers)'
+
 
 class CosineClassHead(ClassHead):
     """Cosines between queries and classes as logits, times a scale; "no object", which is no cluster, stays linear.
@@ -91,9 +100,35 @@ class CosineClassHead(ClassHead):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Logits (…, K + 1) of queries (…, D), in the weights' type: under autocast too, in float32."""
-        with torch.autocast(queries.device.type, enabled=False):
+        # an exported graph knows no autocast, and ONNX has no place for a part without it
+        with nullcontext() if exporting() else torch.autocast(queries.device.type, enabled=False):
             exact = torch.promote_types(self.weight.dtype, torch.float32)
             queries, weight = queries.to(exact), self.weight.to(exact)
             cosines = F.normalize(queries, dim=-1) @ F.normalize(weight[:-1], dim=-1).T
             no_object = F.linear(queries, weight[-1:], self.bias[-1:].to(exact))
             return torch.cat((self.scales.to(exact) * cosines, no_object), dim=-1).to(self.weight.dtype)
+
+    def from_linear(
+        self, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
+    ) -> tuple[dict[str, Tensor], str]:
+        """What it takes from a linear head beside weight and bias.
+
+        A query comes out of a norm: its length is about √(Σγ² + Σβ²), and exactly so for γ = 1 and β = 0. With ‖w_k‖ times
+        that as scales, a class's logits change by no more than its bias.
+
+        Args:
+            weight: Of the linear head, (K + 1, D).
+            bias: Of the linear head, (K + 1).
+            norm_weight: γ (D) of the norm that the queries come from.
+            norm_bias: β (D) of it.
+
+        Returns:
+            ``scales``, and a line for the log.
+        """
+        scales = torch.full_like(self.scales, self.scale or DEFAULT_SCALE)
+        if self.scale is None:
+            length = (norm_weight.square().sum() + norm_bias.square().sum()).sqrt()
+            scales = (weight[:-1].norm(dim=1) * length).clamp(min=LEAST_SCALE)
+        spread = ' to '.join(dict.fromkeys(f'{scale:.3g}' for scale in (scales.min(), scales.max())))
+        dropped = bias[:-1].abs().max()
+        return dict(scales=scales), f'class_head linear → cosine, scale {spread}, biases up to {dropped:.3g} are dropped'

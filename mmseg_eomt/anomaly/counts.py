@@ -95,8 +95,10 @@ class ScoreCounts(PixelScores):
         bits = (values - self.offset + 0.0).view(torch.int32)  # −0.0 + 0.0 is 0.0
         keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the values
         bins = (keys >> (32 - BITS)) + BINS // 2 + BINS * anomalous
-        self.counts = self.counts.to(values.device)
-        self.counts += bins.bincount(minlength=2 * BINS).view(2, BINS)
+        with torch.inference_mode(False):  # or they could not be added to later
+            self.counts = self.counts.to(values.device)
+        # 16 times as fast for two million pixels as a bincount of all bins, on a CPU
+        self.counts.view(-1).index_add_(0, bins, bins.new_ones((), dtype=torch.int64).expand(len(bins)))
 
     def merge(self, other: 'ScoreCounts') -> None:
         """Add the pixels of other images.

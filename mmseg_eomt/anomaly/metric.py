@@ -41,8 +41,8 @@ class AnomalyMetric(BaseMetric):
             pixels that count are in a temporary file until the end: 4 bytes for each pixel and score, 0.4 GB for 100 images
             of 1280×720 and one score, where ``TMPDIR`` says. The file has no name: whatever ends the process, none is left.
             Default: None, pixels only.
-        exact: Keep all scores in memory (4 bytes for each pixel and score) and sort them, in place of counting them in 67 MB
-            per score, which is exact to 1e-4. Default: False.
+        exact: Keep all scores in memory (4 bytes for each pixel and score) and sort them, in place of counting them, which
+            takes 67 MB per score where the model is, and is exact to 1e-4. Default: False.
         kwargs: ``collect_device``, ``prefix`` and ``collect_dir``, as of mmengine's ``BaseMetric``.
 
     Attributes:

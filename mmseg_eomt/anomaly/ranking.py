@@ -49,7 +49,7 @@ class Ranking:
     def lacks(self) -> str:
         """Which kind of pixel there is none of, so that metrics are NaN: empty if there are both."""
         absent = [kind for kind, number in (('anomalous', self.outliers[-1]), ('inlier', self.inliers[-1])) if not number]
-        return ' and '.join(absent)
+        return ' or '.join(absent)
 
     @property
     def tpr(self) -> np.ndarray:

@@ -99,7 +99,8 @@ class Calibration:
 
         Raises:
             FileNotFoundError: If it is not there.
-            ValueError: If it is none, or of another checkpoint.
+            ValueError: If it is none.
+            OtherCheckpoint: If it is of another checkpoint.
         """
         try:
             content = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -113,7 +114,7 @@ class Calibration:
         if not known:
             raise ValueError(f'{path} is of format {content["format"]}, and this version reads {FORMAT}: calibrate again.')
         if calibration.digest != digest:
-            raise ValueError(
+            raise OtherCheckpoint(
                 f'{path} is of another checkpoint, {calibration.checkpoint} with SHA-256 {calibration.digest[:12]}…; this '
                 f'one has {digest[:12]}…: calibrate again.'
             )
@@ -121,10 +122,14 @@ class Calibration:
 
     @classmethod
     def update(cls, path: str | Path, checkpoint: str, digest: str) -> 'Calibration':
-        """Read a file to add to it; begin an empty one if there is none, or it is of another checkpoint."""
+        """Read a file to add to it; begin an empty one if there is none, or it is of another checkpoint.
+
+        Raises:
+            ValueError: If the file holds something else, which is not overwritten.
+        """
         try:
             return cls.read(path, digest)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, OtherCheckpoint):
             return cls(checkpoint, digest)
 
     def add(self, score: str, pixels: PixelScores, dataset: str, images: int) -> None:
@@ -212,3 +217,7 @@ class Calibration:
 
 class MissingThreshold(ValueError):
     """A rule asks for what was not calibrated."""
+
+
+class OtherCheckpoint(ValueError):
+    """A file has the thresholds of another checkpoint."""

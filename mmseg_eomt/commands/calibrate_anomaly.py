@@ -12,6 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from tqdm import tqdm
 
+from mmseg_eomt.anomaly import AnomalyDataset
 from mmseg_eomt.anomaly.counts import IGNORED, ScoreCounts
 from mmseg_eomt.anomaly.scores import Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
@@ -19,6 +20,7 @@ from mmseg_eomt.anomaly.thresholds import Calibration
 from mmseg_eomt.commands.predict_anomaly import thresholds_file
 from mmseg_eomt.commands.predict_inputs import batches, find_inputs, is_video, read_images
 from mmseg_eomt.weights.sources import checkpoint_digest
+from mmseg_eomt.whole import check_writable
 
 Predict = Callable[[list[np.ndarray]], list[SegDataSample | str]]  # images (H, W, 3) of one size; a sentence for one without
 
@@ -32,6 +34,9 @@ def calibrate(args: argparse.Namespace, model: BaseSegmentor, predict: Predict) 
     Raises:
         ValueError: If there are no images, or no pixel is an inlier.
     """
+    path = thresholds_file(args)
+    check_writable(path.parent)
+    calibration = Calibration.update(path, args.checkpoint, checkpoint_digest(args.checkpoint))
     score = Score.parse(args.anomaly)
     counts = ScoreCounts(str(score), score.inlier(model.decode_head.num_classes))
     if args.calibrate_images:
@@ -42,8 +47,6 @@ def calibrate(args: argparse.Namespace, model: BaseSegmentor, predict: Predict) 
     for scores, labels in pixels:
         counts.add(scores, labels)
         number += 1
-    path = thresholds_file(args)
-    calibration = Calibration.update(path, args.checkpoint, checkpoint_digest(args.checkpoint))
     calibration.add(str(score), counts, name, number)
     calibration.save(path)
     print(f'Wrote the thresholds of {score} on {number} images of {name} to {path}')
@@ -56,10 +59,10 @@ def of_validation(args: argparse.Namespace, model: BaseSegmentor) -> tuple[str, 
     loader = Runner.build_dataloader(settings)
     dataset = loader.dataset
     name = ' '.join(filter(None, [type(dataset).__name__, (getattr(dataset, 'data_prefix', None) or {}).get('img_path')]))
-    if getattr(dataset, 'labels_anomalies', False):
+    if isinstance(dataset, AnomalyDataset) or getattr(dataset, 'split', None) == 'anomaly':
         raise ValueError(
-            f'{type(dataset).__name__} of val_dataloader labels anomalies, and thresholds are calibrated without them: give '
-            f'--calibrate-images FOLDER.'
+            f'{name} labels anomalies, and thresholds are calibrated without them: set val_dataloader to data with labels '
+            f'of the classes, or give --calibrate-images FOLDER.'
         )
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,10 +1,14 @@
 """Write a small synthetic street-scene set in the Cityscapes layout: for trying, and for tests.
 
-    python tools/make_street_scenes.py OUT [--train 48] [--val 16] [--height 128] [--width 256] [--seed 0]
+    python tools/make_street_scenes.py OUT [--train 48] [--val 16] [--anomalies 0] [--height 128] [--width 256] [--seed 0]
 
 Each split has two "cities" of drawn scenes, ``day`` and ``dusk``: the same kind of scene in two lights. Labels are
 Cityscapes train ids of nine classes, with 255 (ignore) on the car's bonnet and around thin things. The same seed gives the
 same files.
+
+With ``--anomalies N``, N more scenes by day go to ``RoadAnomaly21``, in the layout of the preset ``course_road_anomaly_21``
+of ``AnomalyDataset``. Three of four have unseen objects on the road (street_anomalies.py draws them). Their labels are 0,
+1 (anomaly) and 255 (ignore).
 """
 
 import argparse
@@ -14,6 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.utils import track_iter_progress
+
+from mmseg_eomt.commands.street_anomalies import add_anomalies, anomaly_labels
 
 ROAD, SIDEWALK, BUILDING, POLE, SIGN, TREE, SKY, PERSON, CAR, IGNORE = 0, 1, 2, 5, 7, 8, 10, 11, 13, 255
 LOOKS = ('day', 'dusk')
@@ -175,23 +181,52 @@ def write_scenes(out: Path, split: str, look: str, count: int, size: tuple[int, 
         scene = Scene(rng, *size)
         files = (f'{look}_{i:06d}_000019_leftImg8bit.png', f'{look}_{i:06d}_000019_gtFine_labelTrainIds.png')
         for folder, name, data in zip(folders, files, (scene.seen_by(look), scene.label)):
-            if not cv2.imwrite(str(folder / name), data):
-                raise OSError(f'{folder / name} could not be written: is there space, and may you write there?')
+            write(folder / name, data)
+
+
+def write_anomalies(out: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Write ``count`` scenes by day, three of four with anomalies, in place of those that are there."""
+    images, labels = (out / 'RoadAnomaly21' / kind for kind in ('images', 'labels_masks'))
+    for folder in (images, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob('street_*.png'):
+            old.unlink()
+    for i in track_iter_progress(range(count)):
+        rng = np.random.default_rng([seed, len(LOOKS), 0, i])
+        scene = Scene(rng, *size)
+        if i % 4 < 3:
+            add_anomalies(rng, scene.image, scene.label, scene.horizon, ROAD)
+        write(images / f'street_{i:04d}.png', scene.seen_by('day'))
+        write(labels / f'street_{i:04d}.png', anomaly_labels(scene.label, IGNORE))
+
+
+def write(path: Path, data: np.ndarray) -> None:
+    """Write a picture.
+
+    Raises:
+        OSError: If that was not possible.
+    """
+    if not cv2.imwrite(str(path), data):
+        raise OSError(f'{path} could not be written: is there space, and may you write there?')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('out', type=Path, help='folder to write leftImg8bit and gtFine into')
+    parser.add_argument('out', type=Path, help='folder to write the files into')
     parser.add_argument('--train', type=int, default=48, help='training scenes of each look (48)')
     parser.add_argument('--val', type=int, default=16, help='validation scenes of each look (16)')
+    parser.add_argument('--anomalies', type=int, default=0, help='scenes for anomalies, three of four with some (0)')
     parser.add_argument('--height', type=int, default=128, help='pixels (128)')
     parser.add_argument('--width', type=int, default=256, help='pixels (256)')
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same files (0)')
     args = parser.parse_args(argv)
-    if min(args.train, args.val, args.seed) < 0 or min(args.height, args.width) < 64:
-        parser.error('--train, --val and --seed must be at least 0, --height and --width at least 64')
+    if min(args.train, args.val, args.anomalies, args.seed) < 0 or min(args.height, args.width) < 64:
+        parser.error('--train, --val, --anomalies and --seed must be at least 0, --height and --width at least 64')
     for split, count in (('train', args.train), ('val', args.val)):
         for look in LOOKS:
             write_scenes(args.out, split, look, count, (args.height, args.width), args.seed)
             print(f' {split}/{look}: {count} scenes in {args.out}')
+    if args.anomalies:
+        write_anomalies(args.out, args.anomalies, (args.height, args.width), args.seed)
+        print(f' anomalies: {args.anomalies} scenes in {args.out}')

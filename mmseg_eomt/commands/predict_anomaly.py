@@ -22,7 +22,7 @@ from mmseg_eomt.whole import whole_file
 
 HEAT_MAPS = 'anomaly/heatmaps'
 MIN_AREA = 50  # pixels; SegmentMeIfYouCan's obstacle track drops smaller predictions
-NEEDED = ('threshold', 'calibrate', 'calibrate_images', 'calibration', 'format', 'method', 'dataset')
+NEEDED = ('threshold', 'heat_range', 'calibrate', 'calibrate_images', 'calibration', 'format', 'method', 'dataset')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--threshold', metavar='RULE', help=f'also masks and components: {FORMS}')
     group.add_argument('--min-area', type=int, default=MIN_AREA, help=f'pixels; smaller components are dropped ({MIN_AREA})')
     group.add_argument('--score-format', choices=('png', 'npy'), default='png', help='score maps: 16-bit PNG, or float32')
+    group.add_argument(
+        '--heat-range', type=float, nargs=2, metavar=('LOW', 'HIGH'), help='of the colours (sure inlier to highest score)'
+    )
     group.add_argument(
         '--calibrate', action='store_true', help='find the thresholds of false positive rates on val_dataloader first'
     )
@@ -62,6 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_name('method', method_of(args))
     if args.min_area < 1:
         raise ValueError(f'--min-area is 1 or more, got {args.min_area}.')
+    if args.heat_range and not args.heat_range[0] < args.heat_range[1]:
+        raise ValueError(f'--heat-range is a lower and a higher score, got {args.heat_range}.')
     if args.threshold is not None and not (args.calibrate or args.calibrate_images):
         find_threshold(args)  # before the model is made
 
@@ -149,12 +154,12 @@ class AnomalyResults:
 
     def picture(self, image: np.ndarray, found: AnomalyMap) -> np.ndarray:
         """Heat map over an image (H, W, 3), BGR, with its colour bar."""
-        _, inlier, high = self.limits
-        picture = heat_map(image[..., ::-1], found.scores, inlier, high)
+        low, high = self.args.heat_range or self.limits[1:]
+        picture = heat_map(image[..., ::-1], found.scores, low, high)
         if found.mask is not None:
             picture = outlined(picture, found.mask, UNKNOWN)
         ends = ('known', 'unknown')
-        return with_colour_bar(picture, inlier, high, str(self.score), ends, self.threshold)[..., ::-1]
+        return with_colour_bar(picture, low, high, str(self.score), ends, self.threshold)[..., ::-1]
 
     def write(self, name: str, found: AnomalyMap) -> None:
         """Write the scores and, with a threshold, the mask of an image or a frame, and note its components."""
@@ -171,7 +176,9 @@ class AnomalyResults:
     def finish(self) -> None:
         """Write the components of all images."""
         if self.threshold is not None:
-            write_json(self.folder / 'components.json', self.components)
+            lines = [f'{json.dumps(name)}: {json.dumps(found)}' for name, found in self.components.items()]
+            with whole_file(self.folder / 'components.json') as new:  # a line for each image
+                new.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
 
 
 def find_threshold(args: argparse.Namespace) -> float:
@@ -194,7 +201,7 @@ def find_threshold(args: argparse.Namespace) -> float:
     except MissingThreshold as error:
         reason = str(error)
     hint = ' (--calibrate-images FOLDER: on your own images without anomalies)' if rule.kind == 'fpr' else ''
-    raise ValueError(f'{reason} Run {command}{hint}, or give a value of the score.')
+    raise ValueError(f'{reason} Run {command}{hint}, name another file with --calibration, or give a value of the score.')
 
 
 def thresholds_file(args: argparse.Namespace) -> Path:

@@ -19,6 +19,7 @@ from mmseg_eomt.weights.checkpoint import (
     recognise,
     tensors_of,
 )
+from mmseg_eomt.weights.class_heads import convert_class_heads, with_class_heads
 from mmseg_eomt.weights.compare import compare, refuse
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
@@ -35,6 +36,7 @@ class Target:
         tensors: Parameters and buffers of a model, or of a part of one, under the names of our state dicts.
         grid_size: Rows and columns of patches.
         num_joint_blocks: Of the model.
+        head: The model's, whose class head may be made of a linear one.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Target:
     tensors: StateDict
     grid_size: tuple[int, int] | None = None
     num_joint_blocks: int | None = None
+    head: EoMTHead | None = None
 
 
 @dataclass
@@ -105,8 +108,8 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     ignored = sorted(name.removeprefix(UNUSED) for name in weights if name.startswith(UNUSED))
     report.ignored = ignored if len(ignored) < 5 else [*ignored[:2], f'… ({len(ignored)} entries)']
     absent = [name for name in own if name not in filled and not name.endswith('attn_mask_probs')]
-    remade = {line.split(' ')[0] for line in report.new}
-    report.new += [part for part in dict.fromkeys(name.split('.')[0] for name in absent) if part not in remade]
+    remade = [name for name in absent if _is_told(name, report)]
+    report.new += dict.fromkeys(name.split('.')[0] for name in absent if name not in remade)
     return filled, report
 
 
@@ -164,15 +167,10 @@ def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: R
 
 def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
     """Classes, queries, upscaling and mask probabilities of another number."""
-    own, problems = target.tensors, []
+    own = target.tensors
     if not found.is_eomt or 'query_embed.weight' not in own:
         return
-    given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, own))
-    if given != wanted:
-        problems.append(f'{given or "no"} classes, the model {wanted}')
-        report.new.append(f'class_head ({given or "no"} classes in the checkpoint, {wanted} here)')
-        for name in [name for name in weights if name.startswith('class_head.')]:
-            del weights[name]
+    problems = _fit_class_head(found, weights, target, report, training)
     queries, wanted = weights['query_embed.weight'], len(own['query_embed.weight'])
     if len(queries) != wanted:
         problems.append(f'{len(queries)} queries, the model {wanted}')
@@ -201,6 +199,23 @@ def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Re
         )
 
 
+def _fit_class_head(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> list[str]:
+    """A class head of another number of classes, or of another kind; what is told where it is not to be trained."""
+    problems = []
+    given, wanted = (len(d.get('class_head.weight', [0])) - 1 for d in (weights, target.tensors))
+    if given != wanted:
+        problems.append(f'{given or "no"} classes, the model {wanted}')
+        report.new.append(f'class_head ({given or "no"} classes in the checkpoint, {wanted} here)')
+        for name in [name for name in weights if name.startswith('class_head.')]:
+            del weights[name]
+    if target.head is not None:
+        converted = convert_class_heads(target.head, weights, f'{found.source} ({found.kind})', training)
+        weights.update(converted.values)
+        report.adapted += converted.adapted
+        report.new += converted.new
+    return problems
+
+
 def _may_be_new(name: str, found: ViTWeights, report: Report, training: bool) -> bool:
     """Whether a tensor of the model may be missing in the checkpoint."""
     part = name.split('.')[0]
@@ -208,7 +223,12 @@ def _may_be_new(name: str, found: ViTWeights, report: Report, training: bool) ->
         return True
     if not training or part not in HEADS:
         return False
-    return not found.is_eomt or part == 'input_projection' or any(line.split(' ')[0] == part for line in report.new)
+    return not found.is_eomt or part == 'input_projection' or _is_told(name, report)
+
+
+def _is_told(name: str, report: Report) -> bool:
+    """Whether a line of the report says that a tensor, or the part that it is in, is randomly initialised."""
+    return any(f'{name}.'.startswith(f'{line.split(" ")[0]}.') for line in report.new)
 
 
 def _belongs(name: str, blocks: Iterable[str], own: StateDict) -> bool:
@@ -271,8 +291,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
-        check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
-        return state_dict
+        return _checked(model, state_dict, checkpoint)
     is_whole = '' not in parts
     recognised = checkpoint.recognise(given)
     own_kind = is_whole and recognised.is_own
@@ -282,13 +301,13 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     if not foreign and _is_alike(own, given):
         return state_dict
     if is_whole and not (foreign or own_kind) and given.keys() & own.keys():
-        check_eomt_parameters(eomt_parameters(model), state_dict, source, checkpoint.starts_training)
-        return state_dict
+        return _checked(model, state_dict, checkpoint)
     found = checkpoint.parse(given)  # an error tells what it has, and which formats are known
     first = next(iter(parts.values()))
     names = {f'{prefix}{name}': whole for prefix, part in parts.items() for name, whole in vit_names(part).items()}
     tensors = {whole: own[name] for name, whole in names.items()}
-    target = Target(type(model).__name__, first.arch, tensors, getattr(first, 'grid_size', None), first.num_joint_blocks)
+    grid, head = getattr(first, 'grid_size', None), next((p for p in parts.values() if isinstance(p, EoMTHead)), None)
+    target = Target(type(model).__name__, first.arch, tensors, grid, first.num_joint_blocks, head)
     filled, report = fit(found, target, checkpoint.starts_training or not is_whole)
     print_log(str(report), logger='current')
     # what is randomly initialised stays as it is: mmengine would call it missing
@@ -297,6 +316,13 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     if is_whole and not foreign:
         fitted |= {name: value for name, value in state_dict.items() if not name.startswith(tuple(parts))}
     return checkpoint.fitted(fitted)
+
+
+def _checked(model: nn.Module, state_dict: StateDict, checkpoint: Checkpoint) -> StateDict:
+    """The state dict for a model with parts of an EoMT among others, once all of their weights are found in it."""
+    state_dict = with_class_heads(model, state_dict, checkpoint)
+    check_eomt_parameters(eomt_parameters(model), state_dict, checkpoint.source, checkpoint.starts_training)
+    return state_dict
 
 
 def _parts_of(model: nn.Module) -> dict[str, EoMTViT | EoMTHead]:

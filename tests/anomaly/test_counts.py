@@ -151,7 +151,7 @@ def test_curves_are_thinned_and_keep_their_ends(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize(('present', 'lacks'), [((0, 255), 'anomalous'), ((1,), 'inlier'), ((255,), 'anomalous and inlier')])
+@pytest.mark.parametrize(('present', 'lacks'), [((0, 255), 'anomalous'), ((1,), 'inlier'), ((255,), 'anomalous or inlier')])
 def test_what_a_split_cannot_tell_is_nan(kind, present, lacks):
     labels = torch.tensor(present).repeat(10)
     pixels = collected(kind, torch.rand(len(labels)), labels)

@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL_ARCH, make_config, run_tool
 from layouts import Sizes, public_eomt
 from mmengine.config import Config
-from mmseg.apis import inference_model
+from mmseg.apis import inference_model, init_model
 from scipy import ndimage
 from server import serve
 
@@ -107,6 +107,14 @@ def test_float_maps_are_those_of_the_model(tool, config, base, image, tmp_path):
     assert scores.dtype == np.float32 and (scores == expected_map(config, base, image, 'rba')).all()
 
 
+def test_the_colours_range_as_asked(tool, config, base, image, tmp_path):
+    scores = expected_map(config, base, image, 'rba')
+    low, high = (float(np.quantile(scores, share)) for share in (0.1, 0.9))
+    tool(config, base, image, '--anomaly', 'rba', '--heat-range', low, high, '--out', tmp_path)
+    picture = read_png(tmp_path / 'anomaly/heatmaps' / image.name)[:64, :128, ::-1]
+    assert (picture == heat_map(read_png(image)[..., ::-1], scores, low, high)).all()
+
+
 def test_a_threshold_gives_masks_components_and_the_unknown_in_the_overlay(tool, config, base, image, tmp_path):
     scores = expected_map(config, base, image, 'rba')
     threshold = float(np.quantile(scores, 0.9))
@@ -177,6 +185,7 @@ def test_a_broken_image_is_named_and_the_others_have_their_maps(tool, config, ba
         (['--anomaly', 'rba', '--threshold', 'often'], "A threshold is fpr=0.01 .* got 'often'"),
         (['--anomaly', 'rba', '--threshold', 'fpr=1.5'], 'with a rate above 0 and up to 1'),
         (['--anomaly', 'rba', '--threshold', '0', '--min-area', '0'], '--min-area is 1 or more, got 0'),
+        (['--anomaly', 'rba', '--heat-range', '0', '-1'], '--heat-range is a lower and a higher score'),
         (['--anomaly', 'rba', '--format', 'smiyc'], '--format smiyc needs --dataset NAME'),
         (['--anomaly', 'rba', '--format', 'bravo', '--threshold', '0'], 'leave out --threshold'),
     ],
@@ -194,21 +203,11 @@ def test_the_model_of_another_head_has_scores_of_classes_and_refuses_those_of_qu
     head = dict(_delete_=True, type='FCNHead', in_channels=32, channels=8, num_convs=1, num_classes=K)
     config.merge_from_dict({'model.vit.num_joint_blocks': 0, 'model.decode_head': head})
     config.dump(tmp_path / 'fcn.py')
-    for name in OF_CLASSES:
-        assert with_anomaly_scores(config, [name]).model == config.model
-    with pytest.raises(ValueError, match=r'scores eam need .*: model.decode_head must be a EoMTHead or .*, got FCNHead'):
-        with_anomaly_scores(config, ['eam'])
-
-
-def test_a_config_is_asked_once_and_keeps_what_it_was_asked_for(config):
-    plain = Config.fromfile(config)
-    asked = with_anomaly_scores(plain, ['rba', 'eam'])
-    assert plain.model.type == 'EoMTSegmentor' and 'anomaly_scores' not in plain.model.decode_head
-    assert (asked.model.type, asked.model.decode_head.type) == ('EoMTAnomalySegmentor', 'EoMTAnomalyHead')
-    assert asked.model.decode_head.anomaly_scores == ['eam']
-    assert with_anomaly_scores(asked, ['eam', 'rba@0.5']).model.decode_head.anomaly_scores == ['eam', 'rba@0.5']
-    plain.model.type = 'mmseg.EncoderDecoder'
-    assert with_anomaly_scores(plain, ['uno']).model.type == 'EoMTAnomalySegmentor'
+    torch.save(dict(state_dict=init_model(config, device='cpu').state_dict(), meta={}), tmp_path / 'fcn.pth')
+    tool(tmp_path / 'fcn.py', tmp_path / 'fcn.pth', image, '--anomaly', 'rba_sum', '--out', tmp_path / 'out')
+    assert (tmp_path / 'out/anomaly/scores' / image.name).is_file()
+    log = tool(tmp_path / 'fcn.py', tmp_path / 'fcn.pth', image, '--anomaly', 'eam', '--out', tmp_path / 'x', check=False)
+    assert 'eam need the queries of an EoMT' in log
 
 
 @pytest.mark.parametrize('name', EVERY)

@@ -153,8 +153,9 @@ def test_a_file_of_another_checkpoint_or_of_something_else_is_refused(tmp_path):
         '{"checkpoint": {"name": "a", "sha256": "x"}, "scores": {"rba": 1}, "format": 1}',
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match='holds no thresholds of anomaly scores'):
-            Calibration.read(path, 'x')
+        for read in (Calibration.read, lambda path, digest: Calibration.update(path, 'a.pth', digest)):
+            with pytest.raises(ValueError, match='holds no thresholds of anomaly scores'):
+                read(path, 'x')
     path.write_text(json.dumps(dict(format=9, checkpoint=dict(name='a', sha256='x'), scores={})))
     with pytest.raises(ValueError, match='is of format 9'):
         Calibration.read(path, 'x')
@@ -219,11 +220,20 @@ def test_a_threshold_is_calibrated_on_the_validation_images_and_used(config, che
     log = tool(config, checkpoint, image, '--anomaly', 'max', '--threshold', 'fpr=0.05', *out, check=False)
     assert 'The score max of' in log and 'is not calibrated for fpr=0.05' in log and '--anomaly max --calibrate' in log
     log = tool(config, checkpoint, image, '--anomaly', 'rba', '--threshold', 'tpr=0.95', *out, check=False)
-    assert f'Run python tools/test_anomaly.py {config} {checkpoint} --data-root DATA, or give a value' in log
+    assert f'Run python tools/test_anomaly.py {config} {checkpoint} --data-root DATA, name another file' in log
     with checkpoint.open('ab') as other:
         other.write(b'x')
     log = tool(config, checkpoint, image, '--anomaly', 'rba', '--threshold', 'fpr=0.05', *out, check=False)
     assert 'iter_2000.anomaly.json is of another checkpoint' in log and 'calibrate again' in log
+
+
+def test_labelled_anomalies_are_no_clean_images(config, checkpoint, scenes, tmp_path, tool):
+    held_out = Config.fromfile(config)
+    dataset = held_out.val_dataloader.dataset
+    held_out.val_dataloader.dataset = dict(type='HeldOutClassesDataset', dataset=dataset, anomaly_classes=['car'])
+    held_out.dump(tmp_path / 'held_out.py')
+    log = tool(tmp_path / 'held_out.py', checkpoint, '--anomaly', 'rba', '--calibrate', check=False)
+    assert 'HeldOutClassesDataset' in log and 'labels anomalies, and thresholds are calibrated without them' in log
 
 
 def test_images_of_ones_own_calibrate_and_are_predicted_in_one_command(config, checkpoint, images, tmp_path, tool):
