@@ -133,7 +133,7 @@ def _nothing_found(preset: Preset, data_root: str, other: str) -> str:
     if not Path(data_root).is_dir():
         return f'{data_root} (data_root of {preset.name}) is no folder.'
     patterns = ' or '.join(f'{one.images} with {one.labels}' for one in preset.layouts)
-    cure = other or 'check data_root, or unpack the set there'
+    cure = other or preset.preparation or 'check data_root, or unpack the set there'
     return f'{data_root} holds no labelled images of {preset.name}, which would be {patterns}: {cure}.'
 
 

@@ -58,9 +58,13 @@ class HeldOutClassesDataset(BaseSegDataset):
         config = dict(dataset)
         inner_pipeline = config.pop('pipeline', [])
         self._config = dict(config, pipeline=[], lazy_init=True)
+        kind = DATASETS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
+        if not (isinstance(kind, type) and issubclass(kind, BaseSegDataset)):
+            raise ValueError(
+                f'dataset is the config of one labelled dataset of the toolbox, got type={config.get("type")!r}: hold the '
+                f'classes out of each dataset that it wraps.'
+            )
         inner = DATASETS.build(self._config)
-        if not isinstance(inner, BaseSegDataset):
-            raise ValueError(f'dataset is the config of a labelled dataset, got one of a {type(inner).__name__}.')
         classes = list(inner.metainfo.get('classes') or ())
         held_out = _checked(anomaly_classes, classes, type(inner).__name__)
         palette = inner.metainfo['palette']
@@ -88,11 +92,12 @@ class HeldOutClassesDataset(BaseSegDataset):
 
     def _stored(self, ids: Sequence[int] | dict[int, int]) -> list[int]:
         """Ids as they are in the files, of those after ``reduce_zero_label``."""
-        return [one + 1 if self.reduce_zero_label else one for one in ids]
+        return [one + 1 for one in ids if one != IGNORED] if self.reduce_zero_label else list(ids)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """The dataset's samples, with these labels."""
         inner = DATASETS.build(self._config)
+        inner.full_init()
         samples = [inner.get_data_info(i) for i in range(len(inner))]
         for sample in samples:
             sample.update(label_map=self.label_map)

@@ -61,6 +61,7 @@ class Preset:
         only_anomalous: Whether the set has only images with an anomaly; all labels are read then to find them.
         components: Component sizes of the benchmark (see :class:`.AnomalyMetric`), or None if it defines none.
         classes: Names of a model's classes, each with a colour. Default: the 19 of Cityscapes.
+        preparation: What to do where the published files have no images, in words.
         source: Where the facts are from.
     """
 
@@ -78,6 +79,7 @@ class Preset:
     only_anomalous: bool = False
     components: str | None = None
     classes: Mapping[str, tuple[int, ...]] | None = None
+    preparation: str = ''
     source: str = ''
 
     @property
@@ -174,6 +176,7 @@ PRESETS: dict[str, Preset] = dict(
             for version in (3, 2, 1)
         ),
         SURE,
+        preparation='its images are made of Cityscapes by mmseg_eomt.anomaly.fishyscapes.make_static_images',
         source='Blum et al., IJCV 2021; NazirNayal8/RbA, datasets/fishyscapes.py',
     ),
     lost_and_found=Preset(
