@@ -11,7 +11,7 @@ the mIoU over the classes that it knows. It prints tables of means over the seed
 benchmarks/results/anomaly_camvid.json; a trial with some classes, seeds or variants writes into work_dirs/anomaly_camvid.
 What is finished is kept: a run that was stopped goes on, and --fresh starts over.
 
-Learning rate and probability of outliers were set beforehand for one class and seed by the loss alone, not by these results.
+Learning rate and probability of outliers were set beforehand, not by results.
 """
 
 import argparse
