@@ -94,7 +94,7 @@ def test_objects_stand_on_the_road_and_are_larger_when_near():
             shares.append((top + tall - scene.horizon, tall))
     assert np.mean(feet) > 0.9
     depth, tall = np.array(shares).T
-    assert np.corrcoef(depth, tall)[0, 1] > 0.5
+    assert np.corrcoef(depth, tall)[0, 1] > 0.4
     assert tall.min() <= 12 < 30 <= tall.max()
 
 
