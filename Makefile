@@ -1,4 +1,5 @@
-# make demo: train, adapt and evaluate a small model on synthetic data.   make test: run both groups of the test suite.
+# make demo: train, adapt and evaluate a small model on synthetic data.   make demo-anomaly: find unseen objects in such data.
+# make test: run both groups of the test suite.
 # make quick: run the first of them.   make coverage: the same, and which lines it ran.   make lint: ruff and mypy.
 # make faults: kill runs, damage files, and count what comes of it.
 # Each makes its environment in .venv first. Other choices: make demo PYTHON=python3.12 TORCH=torch MMCV=mmcv==2.1.0
@@ -10,10 +11,13 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # a process on each core, which computes with one thread (tests/conftest.py), and a file's tests in one of them
 PYTEST = $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile -p no:randomly
 
-.PHONY: demo test quick coverage faults environments env lint clean
+.PHONY: demo demo-anomaly test quick coverage faults environments env lint clean
 
 demo: env
 	$(VENV)/bin/python tools/demo.py
+
+demo-anomaly: env
+	$(VENV)/bin/python tools/demo_anomaly.py
 
 test: env
 	$(PYTEST) -m 'slow or not slow'
@@ -45,4 +49,5 @@ $(VENV)/ready: setup.py pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lite .venv-full .venv-forks .venv-oldest data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.*
+	rm -rf $(VENV) .venv-lite .venv-full .venv-forks .venv-oldest data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.* \
+		data/street_anomalies work_dirs/eomt_anomaly_demo* work_dirs/eomt_anomaly_rba_demo* work_dirs/demo_anomaly.*

@@ -11,6 +11,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'adapter': 'adapter:main',
     'convert_checkpoint': 'convert_checkpoint:main',
     'demo': 'demo:main',
+    'demo_anomaly': 'demo_anomaly:main',
     'export': 'export:main',
     'init_dataset': 'init_dataset:main',
     'make_street_scenes': 'make_street_scenes:main',

@@ -107,7 +107,7 @@ def cone(rng: np.random.Generator) -> Drawing:
 
 # height in pixels of an object that stands where things have scale 1, in a scene 128 pixels high: a car has 20, a person 25
 FAMILIES: dict[str, tuple[Callable[[np.random.Generator], Drawing], float]] = dict(
-    barrel=(barrel, 20), crate=(crate, 18), ball=(ball, 15), animal=(animal, 21), tyre=(tyre, 14), cone=(cone, 17)
+    barrel=(barrel, 30), crate=(crate, 27), ball=(ball, 23), animal=(animal, 32), tyre=(tyre, 21), cone=(cone, 26)
 )
 
 
@@ -128,7 +128,7 @@ def add_anomalies(rng: np.random.Generator, image: np.ndarray, label: np.ndarray
     depths = np.sort(rng.uniform(0.15, 0.72, len(names)))  # the nearest one last: it may hide others
     for name, depth in zip(names, depths):
         drawing, height = FAMILIES[name]
-        size = height * (0.35 + depth) * rng.uniform(0.8, 1.4) * len(image) / 128
+        size = height * (0.35 + depth) * rng.uniform(0.6, 1.4) * len(image) / 128
         foot = _free_place(rng, label == road, round(horizon + depth * (len(image) - horizon)), 0.8 * size)
         _put(image, label, drawing(rng), foot, max(6, round(size)))
     return [str(name) for name in names]
@@ -149,7 +149,8 @@ def _put(image: np.ndarray, label: np.ndarray, drawing: Drawing, foot: tuple[int
     mask = cv2.resize(drawing[1].astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0.5
     shadow = np.zeros(label.shape, np.uint8)
     cv2.ellipse(shadow, (foot[0] + size // 5, foot[1]), (round(0.55 * size), max(1, size // 7)), 0, 0, 360, 1, -1)
-    image[(shadow > 0) & (label != ANOMALY)] //= 2
+    shaded = (shadow > 0) & (label != ANOMALY)
+    image[shaded] = (0.7 * image[shaded]).astype(np.uint8)
     y, x = np.nonzero(mask)
     x, y = x + foot[0] - size // 2, y + foot[1] - size + 1
     inside = (x >= 0) & (x < label.shape[1]) & (y >= 0)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mmseg_eomt.anomaly import AnomalyDataset
 from mmseg_eomt.commands.make_street_scenes import CAR, IGNORE, ROAD, Scene, main
 from mmseg_eomt.commands.street_anomalies import ANOMALY, FAMILIES, SIDE, add_anomalies, anomaly_labels
 
@@ -27,6 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labels(made: Path) -> list[np.ndarray]:
     paths = sorted(made.glob('RoadAnomaly21/labels_masks/*.png'))
     return [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
+
+
+def test_the_preset_reads_them(made):
+    dataset = AnomalyDataset('course_road_anomaly_21', data_root=str(made))
+    assert len(dataset) == 8
+    assert {Path(dataset[i]['img_path']).stem for i in range(8)} == {f'street_{i:04d}' for i in range(8)}
 
 
 def test_each_image_has_its_labels(made):
@@ -87,8 +94,8 @@ def test_objects_stand_on_the_road_and_are_larger_when_near():
             shares.append((top + tall - scene.horizon, tall))
     assert np.mean(feet) > 0.9
     depth, tall = np.array(shares).T
-    assert np.corrcoef(depth, tall)[0, 1] > 0.5
-    assert tall.min() <= 12 < 20 <= tall.max()
+    assert np.corrcoef(depth, tall)[0, 1] > 0.4
+    assert tall.min() <= 12 < 30 <= tall.max()
 
 
 def test_a_pixel_around_an_anomaly_is_ignored_and_so_is_what_the_scene_ignores():
