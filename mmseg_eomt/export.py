@@ -19,7 +19,7 @@ from torch.onnx import ONNXProgram
 
 from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
-from mmseg_eomt.anomaly.outputs import GraphOutputs
+from mmseg_eomt.anomaly.results.outputs import GraphOutputs
 from mmseg_eomt.inference import is_rgb
 from mmseg_eomt.whole import whole_file
 

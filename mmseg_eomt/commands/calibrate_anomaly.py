@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmseg_eomt.anomaly import AnomalyDataset
-from mmseg_eomt.anomaly.counts import IGNORED, ScoreCounts
+from mmseg_eomt.anomaly.metrics.counts import IGNORED, ScoreCounts
+from mmseg_eomt.anomaly.results.thresholds import Calibration
 from mmseg_eomt.anomaly.scores import Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
-from mmseg_eomt.anomaly.thresholds import Calibration
 from mmseg_eomt.commands.predict_anomaly import thresholds_file
 from mmseg_eomt.commands.predict_inputs import batches, find_inputs, is_video, read_images
 from mmseg_eomt.weights.sources import checkpoint_digest

@@ -21,7 +21,7 @@ from mmseg.apis import inference_model
 from mmseg.structures import SegDataSample
 from tqdm import tqdm
 
-from mmseg_eomt.anomaly.submissions import check_images
+from mmseg_eomt.anomaly.results.submissions import check_images
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.commands.calibrate_anomaly import calibrate
 from mmseg_eomt.commands.predict_anomaly import (

@@ -9,12 +9,12 @@ import numpy as np
 from mmengine.config import Config
 from mmseg.structures import SegDataSample
 
-from mmseg_eomt.anomaly.maps import STEPS, Component, Limits, find_components, limits_of, to_uint16
+from mmseg_eomt.anomaly.results.maps import STEPS, Component, Limits, find_components, limits_of, to_uint16
+from mmseg_eomt.anomaly.results.submissions import FORMATS, BravoWriter, SmiycWriter, check_h5py
+from mmseg_eomt.anomaly.results.thresholds import FORMS, Calibration, MissingThreshold, ThresholdRule, calibration_file
 from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES, Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
-from mmseg_eomt.anomaly.submissions import FORMATS, BravoWriter, SmiycWriter, check_h5py
-from mmseg_eomt.anomaly.thresholds import FORMS, Calibration, MissingThreshold, ThresholdRule, calibration_file
 from mmseg_eomt.commands.predict_inputs import write
 from mmseg_eomt.visualization import UNKNOWN, heat_map, outlined, with_colour_bar
 from mmseg_eomt.weights.sources import checkpoint_digest

@@ -31,13 +31,13 @@ from mmengine.runner import Runner
 from mmseg.utils import register_all_modules
 
 import mmseg_eomt
-from mmseg_eomt.anomaly.counts import PixelScores
-from mmseg_eomt.anomaly.curves import draw_curves
-from mmseg_eomt.anomaly.evaluation import CLASSES, Part, Plan
-from mmseg_eomt.anomaly.report import DatasetResult, Report, read_result, save_result
+from mmseg_eomt.anomaly.metrics.counts import PixelScores
+from mmseg_eomt.anomaly.results.curves import draw_curves
+from mmseg_eomt.anomaly.results.evaluation import CLASSES, Part, Plan
+from mmseg_eomt.anomaly.results.report import DatasetResult, Report, read_result, save_result
+from mmseg_eomt.anomaly.results.thresholds import Calibration, calibration_file
 from mmseg_eomt.anomaly.scored_config import class_of, segmentor_settings, with_anomaly_scores
 from mmseg_eomt.anomaly.scores import OF_CLASSES, parse_scores
-from mmseg_eomt.anomaly.thresholds import Calibration, calibration_file
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.engine.runner_state import set_test

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import reference
 
-from mmseg_eomt.anomaly.components import PRESETS, FrameComponents, Sizes, match_components, pool_components
-from mmseg_eomt.anomaly.counts import SortedScores
+from mmseg_eomt.anomaly.metrics.components import PRESETS, FrameComponents, Sizes, match_components, pool_components
+from mmseg_eomt.anomaly.metrics.counts import SortedScores
 
 ANY = Sizes(prediction=1, truth=1)
 

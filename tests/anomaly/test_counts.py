@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import reference
 
-from mmseg_eomt.anomaly.counts import PixelScores, ScoreCounts, SortedScores
+from mmseg_eomt.anomaly.metrics.counts import PixelScores, ScoreCounts, SortedScores
 
 KINDS = [ScoreCounts, SortedScores]
 

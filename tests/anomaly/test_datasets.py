@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmseg_eomt.anomaly import AnomalyDataset, find_presets
-from mmseg_eomt.anomaly.presets import PRESETS
+from mmseg_eomt.anomaly.data.presets import PRESETS
 from mmseg_eomt.data.check import check_samples, samples_of
 
 PIPELINE = [

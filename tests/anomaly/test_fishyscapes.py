@@ -6,7 +6,7 @@ from made_sets import STATIC
 from PIL import Image
 
 from mmseg_eomt.anomaly import AnomalyDataset
-from mmseg_eomt.anomaly.fishyscapes import make_static_images
+from mmseg_eomt.anomaly.data.fishyscapes import make_static_images
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mmseg_eomt.anomaly import AnomalyMetric
-from mmseg_eomt.anomaly.components import PRESETS, match_components, pool_components
-from mmseg_eomt.anomaly.counts import ScoreCounts, SortedScores
+from mmseg_eomt.anomaly.metrics.components import PRESETS, match_components, pool_components
+from mmseg_eomt.anomaly.metrics.counts import ScoreCounts, SortedScores
 from mmseg_eomt.anomaly.scores import OF_CLASSES
 
 K = 5

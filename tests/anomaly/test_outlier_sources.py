@@ -9,10 +9,10 @@ import pytest
 from mmseg.utils import register_all_modules
 from outlier_files import GREEN, compressed, disc, runs_of, write_ade20k, write_coco, write_cutouts, write_masked
 
-from mmseg_eomt.anomaly.class_names import known_names
-from mmseg_eomt.anomaly.coco import decode_counts, decode_segmentation
-from mmseg_eomt.anomaly.compositing import Cutout
-from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES
+from mmseg_eomt.anomaly.outliers.class_names import known_names
+from mmseg_eomt.anomaly.outliers.coco import decode_counts, decode_segmentation
+from mmseg_eomt.anomaly.outliers.compositing import Cutout
+from mmseg_eomt.anomaly.outliers.sources import OUTLIER_SOURCES
 
 # pycocotools 2.0.11 on the mask of test_compressed_run_lengths…: two discs, a ladder and a line
 PYCOCOTOOLS = (

@@ -13,7 +13,7 @@ from mmseg.utils import register_all_modules
 from outlier_files import write_ade20k, write_coco, write_cutouts
 
 from mmseg_eomt.anomaly import PasteOutliers
-from mmseg_eomt.anomaly.compositing import Cutout, Piece, lay
+from mmseg_eomt.anomaly.outliers.compositing import Cutout, Piece, lay
 
 HEIGHT, WIDTH, HORIZON = 200, 300, 80
 ROAD, SIDEWALK, SKY, CAR = 0, 1, 10, 13

@@ -16,7 +16,7 @@ from mmseg.apis import inference_model, init_model
 from scipy import ndimage
 from server import serve
 
-from mmseg_eomt.anomaly.maps import STEPS, find_components, from_uint16, limits_of, to_uint16
+from mmseg_eomt.anomaly.results.maps import STEPS, find_components, from_uint16, limits_of, to_uint16
 from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
 from mmseg_eomt.anomaly.scores import NAMES, OF_CLASSES, Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps

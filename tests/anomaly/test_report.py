@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmseg_eomt.anomaly.counts import ScoreCounts
-from mmseg_eomt.anomaly.curves import draw_curves
-from mmseg_eomt.anomaly.report import DatasetResult, Report, read_result, save_result
+from mmseg_eomt.anomaly.metrics.counts import ScoreCounts
+from mmseg_eomt.anomaly.results.curves import draw_curves
+from mmseg_eomt.anomaly.results.report import DatasetResult, Report, read_result, save_result
 
 
 def result(name: str, gaps: dict[str, float], components: bool = False) -> DatasetResult:

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg_eomt.anomaly.maps import limits_of
+from mmseg_eomt.anomaly.results.maps import limits_of
+from mmseg_eomt.anomaly.results.submissions import BravoWriter, SmiycWriter, check_images
 from mmseg_eomt.anomaly.scores import Score
-from mmseg_eomt.anomaly.submissions import BravoWriter, SmiycWriter, check_images
 from mmseg_eomt.commands import predict
 
 h5py = pytest.importorskip('h5py')

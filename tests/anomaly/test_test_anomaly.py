@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmseg_eomt.anomaly.thresholds import Calibration, ThresholdRule, calibration_file
+from mmseg_eomt.anomaly.results.thresholds import Calibration, ThresholdRule, calibration_file
 from mmseg_eomt.commands import test_anomaly as command
 from mmseg_eomt.weights.sources import checkpoint_digest
 

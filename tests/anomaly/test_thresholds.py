@@ -14,9 +14,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmseg.apis import inference_model
 
-from mmseg_eomt.anomaly.counts import ScoreCounts, SortedScores
+from mmseg_eomt.anomaly.metrics.counts import ScoreCounts, SortedScores
+from mmseg_eomt.anomaly.results.thresholds import Calibration, MissingThreshold, ThresholdRule, calibration_file
 from mmseg_eomt.anomaly.scores import OF_CLASSES
-from mmseg_eomt.anomaly.thresholds import Calibration, MissingThreshold, ThresholdRule, calibration_file
 from mmseg_eomt.commands import predict
 from mmseg_eomt.inference import load_model
 from mmseg_eomt.weights.sources import checkpoint_digest

@@ -9,10 +9,10 @@ from typing import Any
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
-from mmseg_eomt.anomaly.datasets import AnomalyDataset
-from mmseg_eomt.anomaly.frames import find_presets
-from mmseg_eomt.anomaly.held_out import HeldOutClassesDataset
-from mmseg_eomt.anomaly.presets import preset_of
+from mmseg_eomt.anomaly.data.datasets import AnomalyDataset
+from mmseg_eomt.anomaly.data.frames import find_presets
+from mmseg_eomt.anomaly.data.held_out import HeldOutClassesDataset
+from mmseg_eomt.anomaly.data.presets import preset_of
 from mmseg_eomt.data.missing import explain_missing_data
 
 CLASSES = 'classes'  # name of the part for the classes' mIoU

@@ -10,10 +10,10 @@ from mmengine.logging import print_log
 from mmseg.datasets import CityscapesDataset
 from mmseg.registry import TRANSFORMS
 
-from mmseg_eomt.anomaly.class_names import canonical, known_names
-from mmseg_eomt.anomaly.compositing import Cutout, Piece, lay, surroundings_of
-from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES
-from mmseg_eomt.anomaly.placement import Ground, Placement, Spot
+from mmseg_eomt.anomaly.outliers.class_names import canonical, known_names
+from mmseg_eomt.anomaly.outliers.compositing import Cutout, Piece, lay, surroundings_of
+from mmseg_eomt.anomaly.outliers.placement import Ground, Placement, Spot
+from mmseg_eomt.anomaly.outliers.sources import OUTLIER_SOURCES
 
 IGNORED = 255  # label of the ring around an outlier
 OFTEN, ENOUGH = 0.2, 50  # fraction of outliers without a place that is worth a warning, and the number to know it

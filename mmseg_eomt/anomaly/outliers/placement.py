@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmseg_eomt.anomaly.compositing import Piece
+from mmseg_eomt.anomaly.outliers.compositing import Piece
 
 FOOT, STANDS = 0.25, 0.8  # lowest fraction of an outlier's height, and how much of it must lie on the ground
 STRAY = 0.005  # fraction of the ground's pixels that may lie above the horizon by an error of the mask

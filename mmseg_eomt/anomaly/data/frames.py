@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmseg_eomt.anomaly.presets import ANOMALY, PRESETS, Layout, Preset
+from mmseg_eomt.anomaly.data.presets import ANOMALY, PRESETS, Layout, Preset
 from mmseg_eomt.data.check import in_threads
 from mmseg_eomt.data.masks import count_values, read_mask
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmseg_eomt.anomaly.counts import PixelScores
+from mmseg_eomt.anomaly.metrics.counts import PixelScores
 from mmseg_eomt.whole import whole_file
 
 SUFFIX = '.anomaly.json'

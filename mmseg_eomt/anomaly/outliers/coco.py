@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from mmengine.logging import print_log
 
-from mmseg_eomt.anomaly.class_names import known_names
-from mmseg_eomt.anomaly.compositing import Cutout
-from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, SMALL, OutlierSource
+from mmseg_eomt.anomaly.outliers.class_names import known_names
+from mmseg_eomt.anomaly.outliers.compositing import Cutout
+from mmseg_eomt.anomaly.outliers.sources import OUTLIER_SOURCES, SMALL, OutlierSource
 from mmseg_eomt.data.images import Reader
 
 TRAFFIC = (  # of COCO: what street scenes have classes for

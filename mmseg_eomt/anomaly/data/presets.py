@@ -176,7 +176,7 @@ PRESETS: dict[str, Preset] = dict(
             for version in (3, 2, 1)
         ),
         SURE,
-        preparation='its images are made of Cityscapes by mmseg_eomt.anomaly.fishyscapes.make_static_images',
+        preparation='its images are made of Cityscapes by mmseg_eomt.anomaly.data.fishyscapes.make_static_images',
         source='Blum et al., IJCV 2021; NazirNayal8/RbA, datasets/fishyscapes.py',
     ),
     lost_and_found=Preset(

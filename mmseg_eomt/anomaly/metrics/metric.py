@@ -13,9 +13,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmseg.registry import METRICS
 
-from mmseg_eomt.anomaly.components import PRESETS, FrameComponents, match_components, pool_components
-from mmseg_eomt.anomaly.counts import PixelScores, ScoreCounts, SortedScores, check_labels
-from mmseg_eomt.anomaly.kept import Image, KeptImages
+from mmseg_eomt.anomaly.metrics.components import PRESETS, FrameComponents, match_components, pool_components
+from mmseg_eomt.anomaly.metrics.counts import PixelScores, ScoreCounts, SortedScores, check_labels
+from mmseg_eomt.anomaly.metrics.kept import Image, KeptImages
 from mmseg_eomt.anomaly.scores import parse_scores
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
 

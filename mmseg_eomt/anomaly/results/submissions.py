@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from mmseg_eomt.anomaly.maps import Limits
+from mmseg_eomt.anomaly.results.maps import Limits
 from mmseg_eomt.whole import whole_file
 
 FORMATS = ('smiyc', 'bravo')

@@ -8,7 +8,7 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce
 from torch import Tensor
 
-from mmseg_eomt.anomaly.ranking import Ranking, values_of
+from mmseg_eomt.anomaly.metrics.ranking import Ranking, values_of
 
 INLIER, ANOMALY, IGNORED = 0, 1, 255
 BITS = 22  # of float32's 32 that are counted: sign, exponent and 13 of the fraction, so that bins are 0.012 % wide

@@ -8,8 +8,8 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from mmseg_eomt.anomaly.frames import Frame, anomalous, chosen, find_presets, frames_in, published, root_of, shown
-from mmseg_eomt.anomaly.presets import IGNORED, SURE, Preset, checked_map, preset_of
+from mmseg_eomt.anomaly.data.frames import Frame, anomalous, chosen, find_presets, frames_in, published, root_of, shown
+from mmseg_eomt.anomaly.data.presets import IGNORED, SURE, Preset, checked_map, preset_of
 
 OF_THE_PRESET = {'data_prefix', 'ann_file', 'img_suffix', 'seg_map_suffix', 'reduce_zero_label'}
 UNKNOWN = 254  # what an id becomes that would else pass for a label; the metric refuses it

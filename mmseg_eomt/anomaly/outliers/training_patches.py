@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmseg_eomt.anomaly.compositing import Cutout
-from mmseg_eomt.anomaly.outlier_sources import OUTLIER_SOURCES, OutlierSource, build_dataset, image_files
+from mmseg_eomt.anomaly.outliers.compositing import Cutout
+from mmseg_eomt.anomaly.outliers.sources import OUTLIER_SOURCES, OutlierSource, build_dataset, image_files
 from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES
 
 SIDE = 256  # of a patch in pixels, before it is resized to its place

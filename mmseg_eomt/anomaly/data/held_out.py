@@ -6,8 +6,8 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from mmseg_eomt.anomaly.frames import with_ids
-from mmseg_eomt.anomaly.presets import ANOMALY, IGNORED, INLIER
+from mmseg_eomt.anomaly.data.frames import with_ids
+from mmseg_eomt.anomaly.data.presets import ANOMALY, IGNORED, INLIER
 
 SPLITS = ('train', 'anomaly')
 IMAGES = ('all', 'with', 'without')

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmseg_eomt.anomaly.report import TRUE_RATE, DatasetResult
+from mmseg_eomt.anomaly.results.report import TRUE_RATE, DatasetResult
 from mmseg_eomt.whole import whole_file
 
 NUM_NAMED = 4  # scores with a colour on each dataset

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from mmseg_eomt.anomaly.counts import ANOMALY, IGNORED
+from mmseg_eomt.anomaly.metrics.counts import ANOMALY, IGNORED
 
 IOU_THRESHOLDS = np.linspace(0.25, 0.75, 11)
 

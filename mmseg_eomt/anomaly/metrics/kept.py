@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmseg_eomt.anomaly.counts import IGNORED
+from mmseg_eomt.anomaly.metrics.counts import IGNORED
 
 
 @dataclass(frozen=True)

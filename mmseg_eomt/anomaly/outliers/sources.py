@@ -12,13 +12,11 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmseg_eomt.anomaly.compositing import Cutout
+from mmseg_eomt.anomaly.outliers.compositing import Cutout
 from mmseg_eomt.data.images import DEFAULT_READER, IMAGE_TYPES
 from mmseg_eomt.data.masks import read_mask
 
-OUTLIER_SOURCES = Registry(
-    'outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly.coco', 'mmseg_eomt.anomaly.training_patches']
-)
+OUTLIER_SOURCES = Registry('outlier source', scope='mmseg', locations=['mmseg_eomt.anomaly'])
 TRIES = 20  # images that are looked at for an outlier, before a draw is given up
 NUM_LOOKED_AT = 20  # masks of a folder that are read when a source is built
 IGNORED = 255  # of masks

@@ -1,0 +1,1 @@
+"""Datasets of anomalies: published sets by name, and held-out classes of any other."""

@@ -1,0 +1,1 @@
+"""Metrics of anomaly scores: of pixels in constant memory, and of components."""

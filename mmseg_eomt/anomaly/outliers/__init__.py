@@ -1,0 +1,1 @@
+"""Outliers that are cut out and pasted: sources, places, and the transform."""
