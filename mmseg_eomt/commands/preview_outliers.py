@@ -80,9 +80,16 @@ def preview(args: argparse.Namespace) -> None:
             f"dict(type='{NAME}', source=dict(type='TrainingPatches')) after LoadAnnotations."
         )
     np.random.seed(args.seed)
-    images = list(tqdm(paste(dataset, args.images, found[0].get('label', 254)), 'Pasting', args.images, delay=2))
+    images: list[Pasted] = []
+    shown: list[Pasted] = []
+    others: list[Pasted] = []
+    for one in tqdm(paste(dataset, args.images, found[0].get('label', 254)), 'Pasting', args.images, delay=2):
+        kept = shown if one.placed else others
+        if len(kept) < args.number:
+            kept.append(one)
+        images.append(one._replace(picture=one.picture[:0, :0].copy()))  # of hundreds, the memory would hold gigabytes
     report(images, found[0])
-    shown = [one for one in images if one.placed][: args.number] or images[: args.number]
+    shown = shown or others
     picture = sheet([one.picture for one in shown], [one.title for one in shown])
     with whole_file(args.out) as new:
         Image.fromarray(picture).save(new)

@@ -49,7 +49,7 @@ from mmseg_eomt.whole import check_writable
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', '0')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with errors_in_a_sentence('test_anomaly'):
         evaluate(args)
 
@@ -97,12 +97,15 @@ def evaluate(args: argparse.Namespace) -> None:
     config.merge_from_dict(dict(launcher=args.launcher, load_from=args.checkpoint, resume=False, work_dir=str(out / 'log')))
     if args.tta:
         config.model = dict(type=EoMTAnomalyTTAModel.__name__, module=config.model)
-    results = Evaluation(config, names, args, out).results(plan.parts)
+    evaluation = Evaluation(config, names, args, out)
+    results = evaluation.results(plan.parts)
     if is_main_process():
         report = Report(title, settings_of(args), results, plan.notes)
         files = report.write(out)
         draw_curves(results, out / 'curves.png')
         print(f'\n{report.markdown()}\nWrote {files[0]}, {files[1].name} and curves.png')
+        if evaluation.thresholds.is_file():
+            print(f'Thresholds for tools/predict.py --calibration {evaluation.thresholds}')
 
 
 def score_names(config: Config, given: Sequence[str] | None, temperatures: Sequence[float]) -> list[str]:
@@ -165,6 +168,9 @@ class Evaluation:
         names: Of the scores.
         args: Of the command.
         out: Where finished datasets are kept.
+
+    Attributes:
+        thresholds: File of the checkpoint's thresholds.
     """
 
     def __init__(self, config: Config, names: list[str], args: argparse.Namespace, out: Path) -> None:
@@ -173,6 +179,7 @@ class Evaluation:
         self.args = args
         self.out = out
         self.digest = checkpoint_digest(args.checkpoint)
+        self.thresholds = calibration_file(args.checkpoint, out)
         self._runner: Runner | None = None
 
     def results(self, parts: Sequence[Part]) -> list[DatasetResult]:
@@ -189,7 +196,7 @@ class Evaluation:
                 if is_main_process():
                     save_result(files[part.name], result, keys[part.name])
             elif is_main_process():
-                print(f'{part.name} is finished: {files[part.name]} is read. Give --fresh to evaluate it again.')
+                print(f'{part.name} is finished: {files[part.name]} is read. Give --fresh to evaluate and calibrate again.')
             results.append(result)
         return results
 
@@ -229,14 +236,13 @@ class Evaluation:
 
     def calibrate(self, result: DatasetResult, finished: dict[str, PixelScores]) -> None:
         """Keep a dataset's thresholds with the checkpoint, for ``tools/predict.py --threshold tpr=0.95@DATASET``."""
-        path = calibration_file(self.args.checkpoint, self.out)
-        calibration = Calibration.update(path, self.args.checkpoint, self.digest)
-        for name in result.points:  # of the scores whose metrics are defined
-            calibration.add(name, finished[name], result.name, result.images)
         try:
-            calibration.save(path)
-        except OSError as error:
-            print_log(f'Thresholds are not kept, {path} cannot be written: {error}', 'current', logging.WARNING)
+            calibration = Calibration.update(self.thresholds, self.args.checkpoint, self.digest)
+            for name in result.points:  # of the scores whose metrics are defined
+                calibration.add(name, finished[name], result.name, result.images)
+            calibration.save(self.thresholds)
+        except (OSError, ValueError) as error:  # the evaluation, which may have taken long, is not to be lost
+            print_log(f'Thresholds are not kept in {self.thresholds}: {error}', 'current', logging.WARNING)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

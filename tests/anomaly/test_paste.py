@@ -194,6 +194,13 @@ def test_where_nothing_can_be_placed_the_image_is_untouched_and_it_is_counted_an
     assert caplog.text.count('PasteOutliers found no place for 50 of 50 outliers') == 1
 
 
+def test_a_cut_out_of_nothing_finds_no_place(cutouts):
+    transform = PasteOutliers(cutouts, **CERTAIN)
+    transform.source.draw = lambda *_: Cutout(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), 'nothing')
+    result = pasted(transform, 0)
+    assert result['outliers']['placed'] == [] and result['outliers']['failed'] > 0
+
+
 def test_matched_colours_come_closer_to_the_surroundings(cutouts):
     def distance(colour_match: float) -> float:
         transform = PasteOutliers(cutouts, **{**CERTAIN, 'colour_match': colour_match}, feather=0)

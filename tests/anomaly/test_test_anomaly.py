@@ -69,7 +69,7 @@ def tool(capsys):
 
 
 def test_every_set_below_the_folder_and_the_miou_are_in_one_table(run):
-    _, log, out = run
+    path, log, out = run
     text = (out / 'results.md').read_text()
     assert text in log
     rows = [[cell.strip(' *') for cell in line.split('|')[1:4]] for line in text.splitlines() if line.startswith('|')][2:]
@@ -80,6 +80,7 @@ def test_every_set_below_the_folder_and_the_miou_are_in_one_table(run):
     with Image.open(out / 'curves.png') as chart:
         assert chart.width > chart.height > 500
     assert log.count('Loads checkpoint by') == 1  # one model for all
+    assert f'Thresholds for tools/predict.py --calibration {path.with_name("trained.anomaly.json")}' in log
     assert not [line for line in log.splitlines() if 'mIoU: ' in line and 'AP/rba' in line]
 
 
@@ -148,6 +149,16 @@ def test_thresholds_of_each_set_are_kept_with_the_checkpoint(run):
             assert best == found['scores'][name]['threshold']
             threshold = calibration.threshold(name, ThresholdRule.parse(f'tpr=0.95@{dataset}'))
             assert threshold == found['points'][name]['tpr=0.95']['threshold']
+
+
+def test_an_evaluation_is_not_lost_where_its_thresholds_cannot_be_kept(run, base, sets, tool, tmp_path):
+    checkpoint = shutil.copy(base, tmp_path)
+    beside = calibration_file(checkpoint, tmp_path)
+    beside.write_text('{}')
+    options = ('--scores', 'rba', '--presets', 'course_road_anomaly', '--no-miou', '--out', tmp_path / 'out')
+    tool(run[0], checkpoint, '--data-root', sets, *options)
+    assert results(tmp_path / 'out')['course_road_anomaly']['scores']['rba']['AP'] > 0
+    assert beside.read_text() == '{}'
 
 
 def test_a_slim_checkpoint_of_adapters_is_evaluated_like_any_other(small_config, config_file, lora, sets, tool, tmp_path):

@@ -66,7 +66,7 @@ class Piece:
     def turned(self, degrees: float, flip: bool) -> 'Piece':
         """Mirrored, and turned about its middle."""
         pixels = np.ascontiguousarray(self.pixels[:, ::-1]) if flip else self.pixels
-        if not degrees:
+        if not (degrees and pixels.size):
             return Piece(pixels)
         height, width = self.size
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
