@@ -50,6 +50,7 @@ def energy(scores: Tensor) -> Tensor:
 OF_CLASSES: dict[str, Callable[[Tensor], Tensor]] = dict(
     rba=rba, rba_sum=rba_sum, max=max_score, msp=msp, entropy=entropy, energy=energy
 )
+OF_SHARES = ('msp', 'entropy')  # of them, those of a class's share, which logits below 0 have none of
 
 
 @dataclass(frozen=True)

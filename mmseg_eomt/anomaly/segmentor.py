@@ -11,7 +11,7 @@ from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 
 from mmseg_eomt.anomaly.head import EoMTAnomalyHead
-from mmseg_eomt.anomaly.scores import OF_CLASSES, ScoreChannels, parse_scores
+from mmseg_eomt.anomaly.scores import OF_CLASSES, OF_SHARES, ScoreChannels, parse_scores
 from mmseg_eomt.models.segmentor import EoMTSegmentor
 
 FIELD = 'anomaly_scores'  # of a sample: PixelData (E, H, W) with the scores' names
@@ -57,7 +57,8 @@ def anomaly_maps(sample: SegDataSample | dict[str, Any], names: Sequence[str]) -
         (E, H, W), in the order of ``names``.
 
     Raises:
-        ValueError: If a score needs the queries, and the model was not asked for it.
+        ValueError: If a score needs the queries, and the model was not asked for it; or shares of classes, and the model
+            predicts logits.
     """
     fields = sample.to_dict() if isinstance(sample, SegDataSample) else sample
     class_scores, given = fields['seg_logits']['data'], fields.get(FIELD)
@@ -70,5 +71,17 @@ def anomaly_maps(sample: SegDataSample | dict[str, Any], names: Sequence[str]) -
                 f"anomaly_scores=['{score}', …]), or ask for a score of the class scores: {', '.join(OF_CLASSES)}."
             )
         if str(score) not in maps:
+            if score.name in OF_SHARES:
+                _check_scores(class_scores, score.name)
             maps[str(score)] = OF_CLASSES[score.name](class_scores)
     return torch.stack([maps[str(score)] for score in parse_scores(names)])
+
+
+def _check_scores(class_scores: Tensor, name: str) -> None:
+    """Raise ValueError if class scores are logits, which have no shares."""
+    lowest = float(class_scores.min())
+    if lowest < 0:
+        raise ValueError(
+            f'The score {name!r} is of class scores from 0 on, and this model predicts logits, down to {lowest:.3g}: ask '
+            f'for {", ".join(name for name in OF_CLASSES if name not in OF_SHARES)}.'
+        )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from tqdm import tqdm
 
 from mmseg_eomt.anomaly import AnomalyDataset
 from mmseg_eomt.anomaly.metrics.counts import IGNORED, ScoreCounts
+from mmseg_eomt.anomaly.results.settings import settings_digest
 from mmseg_eomt.anomaly.results.thresholds import Calibration
 from mmseg_eomt.anomaly.scores import Score
 from mmseg_eomt.anomaly.segmentor import anomaly_maps
-from mmseg_eomt.commands.predict_anomaly import thresholds_file
+from mmseg_eomt.commands.predict_anomaly import base_config, thresholds_file
 from mmseg_eomt.commands.predict_inputs import batches, find_inputs, is_video, read_images
 from mmseg_eomt.weights.sources import checkpoint_digest
 from mmseg_eomt.whole import check_writable
@@ -39,23 +41,26 @@ def calibrate(args: argparse.Namespace, model: BaseSegmentor, predict: Predict) 
     calibration = Calibration.update(path, args.checkpoint, checkpoint_digest(args.checkpoint))
     score = Score.parse(args.anomaly)
     counts = ScoreCounts(str(score), score.inlier(model.decode_head.num_classes))
+    config = base_config(args)
     if args.calibrate_images:
+        loader = config.test_dataloader
         name, pixels = str(args.calibrate_images), of_folder(args, predict)
     else:
-        name, pixels = of_validation(args, model)
+        loader = config.get('val_dataloader') or config.test_dataloader
+        name, pixels = of_validation(args, model, loader)
     number = 0
     for scores, labels in pixels:
         counts.add(scores, labels)
         number += 1
-    calibration.add(str(score), counts, name, number)
+    calibration.add(str(score), counts, name, number, settings_digest(config, loader.dataset))
     calibration.save(path)
     print(f'Wrote the thresholds of {score} on {number} images of {name} to {path}')
 
 
-def of_validation(args: argparse.Namespace, model: BaseSegmentor) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
+def of_validation(
+    args: argparse.Namespace, model: BaseSegmentor, settings: dict[str, Any]
+) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
     """Name of the validation images, and their scores and labels of inliers."""
-    config = model.cfg
-    settings = config.get('val_dataloader') or config.test_dataloader
     loader = Runner.build_dataloader(settings)
     dataset = loader.dataset
     name = ' '.join(filter(None, [type(dataset).__name__, (getattr(dataset, 'data_prefix', None) or {}).get('img_path')]))

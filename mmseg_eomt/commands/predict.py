@@ -120,7 +120,7 @@ class Predictor:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.model = load_model(model_config(args), args.checkpoint, args.device, args.cfg_options)
+        self.model = load_model(model_config(args), args.checkpoint, args.device)
         self.classes, self.palette = (list(self.model.dataset_meta[name]) for name in ('classes', 'palette'))
         self.anomalies: AnomalyResults | None = None
 

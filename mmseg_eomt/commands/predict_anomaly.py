@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from mmseg.structures import SegDataSample
 
 from mmseg_eomt.anomaly.results.maps import STEPS, Component, Limits, find_components, limits_of, to_uint16
+from mmseg_eomt.anomaly.results.settings import settings_digest
 from mmseg_eomt.anomaly.results.submissions import FORMATS, BravoWriter, SmiycWriter, check_h5py
 from mmseg_eomt.anomaly.results.thresholds import FORMS, Calibration, MissingThreshold, ThresholdRule, calibration_file
 from mmseg_eomt.anomaly.scored_config import with_anomaly_scores
@@ -91,13 +93,17 @@ def results(args: argparse.Namespace) -> list[str]:
     return ['overlays', 'labels', *(['anomaly'] if args.anomaly is not None else [])]
 
 
-def model_config(args: argparse.Namespace) -> str | Config:
-    """The config of the model, which is asked for the score where it has to be."""
-    if args.anomaly is None:
-        return args.config
+def base_config(args: argparse.Namespace) -> Config:
+    """The config that is given, with the settings that are to be changed."""
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
-    return with_anomaly_scores(config, [args.anomaly])
+    return config
+
+
+def model_config(args: argparse.Namespace) -> Config:
+    """The config of the model, which is asked for the score where it has to be."""
+    config = base_config(args)
+    return config if args.anomaly is None else with_anomaly_scores(config, [args.anomaly])
 
 
 class AnomalyMap(NamedTuple):
@@ -194,12 +200,24 @@ def find_threshold(args: argparse.Namespace) -> float:
     tool = 'tools/predict.py' if rule.kind == 'fpr' else 'tools/test_anomaly.py'
     options = f'--anomaly {args.anomaly} --calibrate' if rule.kind == 'fpr' else '--data-root DATA'
     command = f'python {tool} {args.config} {args.checkpoint} {options}'
+    score = str(Score.parse(args.anomaly))
     try:
-        return Calibration.read(path, digest).threshold(str(Score.parse(args.anomaly)), rule)
+        calibration = Calibration.read(path, digest)
+        threshold = calibration.threshold(score, rule)
     except FileNotFoundError:
         reason = f'{path} is not there, which holds the thresholds of {args.checkpoint}.'
     except MissingThreshold as error:
         reason = str(error)
+    else:
+        config = base_config(args)
+        settings = calibration.settings(score, rule)
+        if settings and settings != settings_digest(config, config.test_dataloader.dataset):
+            warnings.warn(
+                f'The threshold {rule} in {path} is of images that were prepared otherwise than those of {args.config} '
+                f'(test pipeline, test_cfg, data_preprocessor), so that its rate may be another one: run {command}',
+                stacklevel=2,
+            )
+        return threshold
     hint = ' (--calibrate-images FOLDER: on your own images without anomalies)' if rule.kind == 'fpr' else ''
     raise ValueError(f'{reason} Run {command}{hint}, name another file with --calibration, or give a value of the score.')
 

@@ -35,9 +35,10 @@ from mmseg_eomt.anomaly.metrics.counts import PixelScores
 from mmseg_eomt.anomaly.results.curves import draw_curves
 from mmseg_eomt.anomaly.results.evaluation import CLASSES, Part, Plan
 from mmseg_eomt.anomaly.results.report import DatasetResult, Report, read_result, save_result
+from mmseg_eomt.anomaly.results.settings import settings_digest
 from mmseg_eomt.anomaly.results.thresholds import Calibration, calibration_file
 from mmseg_eomt.anomaly.scored_config import class_of, segmentor_settings, with_anomaly_scores
-from mmseg_eomt.anomaly.scores import OF_CLASSES, parse_scores
+from mmseg_eomt.anomaly.scores import OF_CLASSES, OF_SHARES, parse_scores
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.engine.runner_state import set_test
@@ -109,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def score_names(config: Config, given: Sequence[str] | None, temperatures: Sequence[float]) -> list[str]:
-    """Names of the scores: those of the classes by default, and those of the queries that the model has.
+    """Names of the scores: by default those of the classes that suit the model, and those of the queries that it has.
 
     Raises:
         ValueError: If one is no score, or a temperature is not above 0.
@@ -117,8 +118,10 @@ def score_names(config: Config, given: Sequence[str] | None, temperatures: Seque
     head = segmentor_settings(config).get('decode_head')
     if given is None:
         kind = class_of(head)
-        of_queries = ['eam', 'void'] if kind is not None and issubclass(kind, EoMTHead) else []
-        given = [*OF_CLASSES, *of_queries, *(['uno'] if of_queries and head.get('negative_class') else [])]
+        if kind is not None and issubclass(kind, EoMTHead):
+            given = [*OF_CLASSES, 'eam', 'void', *(['uno'] if head.get('negative_class') else [])]
+        else:
+            given = [name for name in OF_CLASSES if name not in OF_SHARES]
     every = [name if '@' in name else f'{name}@{t:f}' for t in temperatures for name in given]
     return list(map(str, parse_scores(every)))
 
@@ -231,15 +234,15 @@ class Evaluation:
             finished = runner.test_evaluator.metrics[0].finished
             result.add_scores(metrics, finished)
             if is_main_process() and not self.args.tta:
-                self.calibrate(result, finished)
+                self.calibrate(result, finished, settings_digest(self.config, part.dataset))
         return result
 
-    def calibrate(self, result: DatasetResult, finished: dict[str, PixelScores]) -> None:
+    def calibrate(self, result: DatasetResult, finished: dict[str, PixelScores], settings: str) -> None:
         """Keep a dataset's thresholds with the checkpoint, for ``tools/predict.py --threshold tpr=0.95@DATASET``."""
         try:
             calibration = Calibration.update(self.thresholds, self.args.checkpoint, self.digest)
             for name in result.points:  # of the scores whose metrics are defined
-                calibration.add(name, finished[name], result.name, result.images)
+                calibration.add(name, finished[name], result.name, result.images, settings)
             calibration.save(self.thresholds)
         except (OSError, ValueError) as error:  # the evaluation, which may have taken long, is not to be lost
             print_log(f'Thresholds are not kept in {self.thresholds}: {error}', 'current', logging.WARNING)

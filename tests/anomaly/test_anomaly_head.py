@@ -122,6 +122,14 @@ def test_a_score_that_the_model_was_not_asked_for_is_refused():
         build(anomaly_scores=['rbaa'])
 
 
+@pytest.mark.parametrize('name', ['msp', 'entropy'])
+def test_shares_of_logits_are_refused(name):
+    logits = torch.randn(K, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert anomaly_maps(dict(seg_logits=dict(data=logits)), ['max', 'energy']).isfinite().all()
+    with pytest.raises(ValueError, match=f"'{name}' is of class scores from 0 on, .* ask for rba, rba_sum, max, energy"):
+        anomaly_maps(dict(seg_logits=dict(data=logits)), [name])
+
+
 def losses_of(model: torch.nn.Module, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     data = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=dict(seg_map_path='mask.png'))
     torch.manual_seed(3)

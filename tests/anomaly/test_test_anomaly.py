@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmseg_eomt.anomaly.results.settings import settings_digest
 from mmseg_eomt.anomaly.results.thresholds import Calibration, ThresholdRule, calibration_file
 from mmseg_eomt.commands import test_anomaly as command
 from mmseg_eomt.weights.sources import checkpoint_digest
@@ -142,11 +143,14 @@ def test_thresholds_of_each_set_are_kept_with_the_checkpoint(run):
     path, _, out = run
     trained = str(path.with_name('trained.pth'))
     calibration = Calibration.read(calibration_file(trained, out), checkpoint_digest(trained))
+    config = Config.fromfile(path)
+    settings = settings_digest(config, config.test_dataloader.dataset)
     for dataset in SETS:
         found = results(out)[dataset]
         for name in NAMES:
             best = calibration.threshold(name, ThresholdRule.parse(f'best-f1@{dataset}'))
             assert best == found['scores'][name]['threshold']
+            assert calibration.settings(name, ThresholdRule.parse(f'best-f1@{dataset}')) == settings
             threshold = calibration.threshold(name, ThresholdRule.parse(f'tpr=0.95@{dataset}'))
             assert threshold == found['points'][name]['tpr=0.95']['threshold']
 
@@ -187,7 +191,7 @@ def test_all_scores_of_an_eomt_are_evaluated_by_default(small_config):
     config.model.decode_head.update(type='EoMTAnomalyHead', negative_class=True)
     assert command.score_names(config, None, [1.0])[-1] == 'uno'
     config.model.decode_head.type = 'FCNHead'
-    assert command.score_names(config, None, [1.0]) == ['rba', 'rba_sum', 'max', 'msp', 'entropy', 'energy']
+    assert command.score_names(config, None, [1.0]) == ['rba', 'rba_sum', 'max', 'energy']
     assert command.score_names(config, ['rba', 'max@0.5'], [0.5, 1]) == ['rba@0.5', 'max@0.5', 'rba']
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -211,11 +212,17 @@ def test_a_threshold_is_calibrated_on_the_validation_images_and_used(config, che
     entry = json.loads(file.read_text())['scores']['rba']['clean']
     expected = clean_scores(config, checkpoint)
     assert entry['inliers'] == expected.size and entry['images'] == 4 and entry['anomalies'] == 0
-    tool(config, checkpoint, images, '--anomaly', 'rba', '--threshold', 'fpr=0.05', '--min-area', 1, *out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'The threshold .* prepared otherwise')
+        tool(config, checkpoint, images, '--anomaly', 'rba', '--threshold', 'fpr=0.05', '--min-area', 1, *out)
     threshold = json.loads((tmp_path / 'out/anomaly/scores.json').read_text())['threshold']
     assert 0.045 <= (expected >= threshold).mean() <= 0.05 + 1e-3  # predicted in batches: other rounding
     masks = list((tmp_path / 'out/anomaly/masks').rglob('*.png'))
     assert len(masks) == 4
+
+    windows = ['--cfg-options', 'model.test_cfg.mode=whole', 'model.test_cfg.stride=None']
+    with pytest.warns(UserWarning, match=r'fpr=0.05 in .* prepared otherwise .* --anomaly rba --calibrate'):
+        tool(config, checkpoint, image, '--anomaly', 'rba', '--threshold', 'fpr=0.05', *out, *windows)
 
     log = tool(config, checkpoint, image, '--anomaly', 'max', '--threshold', 'fpr=0.05', *out, check=False)
     assert 'The score max of' in log and 'is not calibrated for fpr=0.05' in log and '--anomaly max --calibrate' in log

@@ -13,6 +13,7 @@ from mmseg_eomt.anomaly.data.datasets import AnomalyDataset
 from mmseg_eomt.anomaly.data.frames import find_presets
 from mmseg_eomt.anomaly.data.held_out import HeldOutClassesDataset
 from mmseg_eomt.anomaly.data.presets import preset_of
+from mmseg_eomt.anomaly.results.settings import pipeline_of
 from mmseg_eomt.data.missing import explain_missing_data
 
 CLASSES = 'classes'  # name of the part for the classes' mIoU
@@ -178,13 +179,7 @@ class Plan:
     @property
     def _pipeline(self) -> list:
         """Of the config's own test data."""
-        dataset = self.own
-        while 'pipeline' not in dataset:
-            inner = dataset['datasets'][0] if 'datasets' in dataset else dataset.get('dataset')
-            if not inner:
-                raise ValueError(f'{self.config.filename} says no pipeline in test_dataloader.dataset.')
-            dataset = inner
-        return copy.deepcopy(dataset['pipeline'])
+        return pipeline_of(self.own)
 
     @property
     def _metainfo(self) -> dict[str, Any]:

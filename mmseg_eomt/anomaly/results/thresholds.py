@@ -132,7 +132,7 @@ class Calibration:
         except (FileNotFoundError, OtherCheckpoint):
             return cls(checkpoint, digest)
 
-    def add(self, score: str, pixels: PixelScores, dataset: str, images: int) -> None:
+    def add(self, score: str, pixels: PixelScores, dataset: str, images: int, settings: str = '') -> None:
         """Add the thresholds of a score on some images; earlier ones of the same kind and dataset are replaced.
 
         Args:
@@ -140,6 +140,7 @@ class Calibration:
             pixels: Scores of all pixels of the images; if none of them is anomalous, they are the clean ones.
             dataset: Name of the images.
             images: Their number.
+            settings: How they were prepared (:func:`.settings_digest`).
 
         Raises:
             ValueError: If no pixel is an inlier.
@@ -150,6 +151,7 @@ class Calibration:
             raise ValueError(f'{dataset} has no pixel of a known class to calibrate the threshold on.')
         index = np.searchsorted(ranking.fpr, FALSE_RATES, side='right') - 1
         entry: dict[str, Any] = dict(dataset=dataset, images=images, inliers=inliers, anomalies=anomalies)
+        entry['settings'] = settings
         entry['fpr'] = ranking.score(index).tolist()
         kinds = self.scores.setdefault(score, {})
         if not anomalies:
@@ -198,6 +200,10 @@ class Calibration:
                 f'{FALSE_RATES[0]:g}: ask for a higher rate, or calibrate on more images.'
             )
         return entry['fpr'][int(np.searchsorted(FALSE_RATES, rule.number * (1 + 1e-9), side='right')) - 1]
+
+    def settings(self, score: str, rule: ThresholdRule) -> str:
+        """How the images were prepared that a rule's threshold is of; empty if that is not known."""
+        return '' if rule.kind == 'value' else self._entry(score, rule).get('settings', '')
 
     def _entry(self, score: str, rule: ThresholdRule) -> dict[str, Any]:
         """What a rule is read from."""
