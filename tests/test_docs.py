@@ -16,6 +16,9 @@ from test_docs_weights import SMALL
 HUB_MODEL = 'tue-mps/cityscapes_semantic_eomt_large_1024'
 PAGES = ['README.md', 'docs/start.md', 'docs/own_data.md', 'docs/train.md', 'docs/predict.md']
 ELSEWHERE = {  # pages whose commands other tests run
+    'docs/anomaly.md': 'anomaly/test_docs_anomaly.py',
+    'docs/anomaly_data.md': 'anomaly/test_docs_anomaly.py',
+    'docs/anomaly_training.md': 'anomaly/test_docs_anomaly.py',
     'docs/deploy.md': 'test_export.py',
     'docs/lora.md': 'test_docs_lora.py',
     'docs/model_zoo.md': 'test_model_zoo.py',
