@@ -11,6 +11,7 @@ from outlier_files import write_coco
 
 CONFIGS = sorted(path.name for path in (ROOT / 'configs' / 'anomaly').glob('*.py'))
 RECIPES = [name for name in CONFIGS if 'demo' not in name]
+CONTINUED = 'eomt_lora_rba_cityscapes.py'  # of a run with LoRA
 HEADS = ('decode_head.class_head', 'decode_head.mask_head')
 
 
@@ -47,7 +48,7 @@ def recipe(name: str, scenes: Path, coco: Path, work_dir: Path, load_from: str) 
 
 def start(name: str) -> str:
     """The fixture of the checkpoint that a recipe starts from."""
-    return 'lora' if name == 'eomt_lora_rba_cityscapes.py' else 'base'
+    return 'lora' if name == CONTINUED else 'base'
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -85,8 +86,16 @@ def test_no_gradient_runs_through_the_vit_with_the_heads_alone(scenes, coco, tmp
     assert not any(seen)
 
 
+def test_a_lora_run_goes_on_at_the_size_that_it_was_trained_at():
+    before, ours = (Config.fromfile(ROOT / 'configs' / name) for name in ('eomt_lora_cityscapes.py', f'anomaly/{CONTINUED}'))
+    assert ours.model.vit == before.model.vit and ours.tta_pipeline == before.tta_pipeline
+    assert ours.test_dataloader.dataset == ours.val_dataloader.dataset == before.test_dataloader.dataset
+    steps = ours.train_dataloader.dataset.pipeline
+    assert [step for step in steps if step.type != 'PasteOutliers'] == before.train_dataloader.dataset.pipeline
+
+
 def test_adapters_and_heads_of_a_lora_run_go_on_training(scenes, coco, tmp_path, lora):
-    config = recipe('eomt_lora_rba_cityscapes.py', scenes, coco, tmp_path / 'run', lora)
+    config = recipe(CONTINUED, scenes, coco, tmp_path / 'run', lora)
     config.optim_wrapper.optimizer.lr = 0.0
     runner = Runner.from_cfg(config)
     runner.train()
