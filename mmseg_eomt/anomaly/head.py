@@ -34,7 +34,8 @@ class EoMTAnomalyHead(EoMTHead):
         kwargs: As of :class:`EoMTHead`.
 
     Raises:
-        ValueError: If ``outlier_index`` is a class or ``ignore_index``, or two options exclude each other.
+        ValueError: If ``outlier_index`` is a class or ``ignore_index``, or two options exclude each other; or, in training, if
+            a label is no class.
     """
 
     def __init__(
@@ -55,6 +56,10 @@ class EoMTAnomalyHead(EoMTHead):
             )
         if cosine_head is not None and negative_class:
             raise ValueError('cosine_head and negative_class exclude each other: set one of them.')
+        if negative_class and self.ignore_index == self.num_classes:
+            raise ValueError(
+                f'negative_class has the label {self.num_classes} in training: set another ignore_index, as 255.'
+            )
         self.channels = ScoreChannels(anomaly_scores, self.num_classes)
         self.out_channels = self.num_classes + self.channels.number
         self.outlier_index = outlier_index
@@ -83,7 +88,10 @@ class EoMTAnomalyHead(EoMTHead):
     ) -> list[dict[str, Tensor]]:
         """Losses of each layer, with ``loss_outlier`` where there is one; of the last one also the mean scores."""
         outliers = labels == self.outlier_index
-        targets = labels.masked_fill(outliers, self.num_classes if self.negative_class else self.ignore_index)
+        targets = labels.masked_fill(outliers, self.ignore_index)
+        if self.negative_class:
+            unknown = labels == self.num_classes  # of a label map with one more class: it would pass for an outlier
+            targets = labels.masked_fill(unknown, -1).masked_fill(outliers, self.num_classes)
         if isinstance(self.criterion, MarginClassificationLoss):
             self.criterion.scales = cast(Tensor, self.class_head.scales)  # PEFT may have put a copy of the head in its place
         layers = super().layer_losses(mask_logits, class_logits, targets, extent)

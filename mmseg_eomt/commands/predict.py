@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not inputs:
             return
         predictor.find_anomalies()
-        failed = predict(inputs, predictor, args.batch_size)
+        try:
+            failed = predict(inputs, predictor, args.batch_size)
+        finally:  # a run that is stopped has the components of all masks that it has written
+            if predictor.anomalies:
+                predictor.anomalies.finish()
     if len(failed) < len(inputs):
         print(f'Wrote {" and ".join(str(args.out / name) for name in results(args))}')
     if failed:
@@ -81,8 +85,6 @@ def predict(inputs: list[tuple[Path, str]], predictor: 'Predictor', batch_size: 
                 predictor.video(path, name)
             except ValueError as error:
                 failed.append(f'{path}: {error}')
-    if predictor.anomalies:
-        predictor.anomalies.finish()
     return failed
 
 

@@ -203,3 +203,12 @@ def test_the_target_of_outliers_is_their_class():
     assert losses['matched_queries'] == (4 + 3) / 2
     losses['loss_cls'].backward()
     assert head.class_head.negative.weight.grad.any()
+
+
+def test_a_label_of_no_class_is_no_outlier():
+    labels = torch.randint(0, 3, (2, 64, 64))
+    labels[0, :8] = K
+    with pytest.raises(ValueError, match='neither below num_classes'):
+        losses_of(decode_head(negative_class=True), labels)
+    with pytest.raises(ValueError, match=f'negative_class has the label {K} in training'):
+        decode_head(negative_class=True, ignore_index=K)

@@ -224,6 +224,8 @@ def test_options_that_do_not_exist_are_refused():
         AnomalyMetric(components='road')
     with pytest.raises(ValueError, match="got 'softmax'"):
         AnomalyMetric(['softmax'])
+    with pytest.raises(ValueError, match='scores of AnomalyMetric is empty'):
+        AnomalyMetric([])
     with pytest.raises(ValueError, match=r'needs the queries, .*EoMTAnomalySegmentor'):
         evaluate(AnomalyMetric(['eam']), [sample(0)])
 

@@ -167,6 +167,21 @@ def test_results_are_no_inputs_the_next_time(tool, config, base, image, tmp_path
         assert files(folder / 'out/anomaly/scores') == ['1.png']
 
 
+def test_a_run_that_is_stopped_has_the_components_of_what_it_has_written(config, base, images, tmp_path, monkeypatch):
+    save, names = predict.Predictor.save, []
+
+    def stopped(self, name, *found):
+        if names:
+            raise KeyboardInterrupt
+        names.append(name)
+        save(self, name, *found)
+
+    monkeypatch.setattr(predict.Predictor, 'save', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict.main([*map(str, (config, base, images, '--anomaly', 'max', '--threshold', 0, '--out', tmp_path))])
+    assert list(json.loads((tmp_path / 'anomaly/components.json').read_text())) == names
+
+
 def test_a_broken_image_is_named_and_the_others_have_their_maps(tool, config, base, image, tmp_path):
     folder = tmp_path / 'in'
     folder.mkdir()

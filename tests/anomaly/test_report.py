@@ -96,7 +96,9 @@ def test_a_kept_result_is_read_for_its_own_key_alone(report, tmp_path):
     assert found is not None and math.isnan(found.scores['rba']['mean_F1'])
     report.datasets[0], before = found, rows(report)
     assert rows(report) == before and found.curves == kept.curves
-    path.write_text(path.read_text()[:100])
+    save_result(path, DatasetResult('classes', 'data', 1, classes=dict(mIoU=math.nan)), 'key')
+    assert math.isnan(read_result(path, 'key').classes['mIoU'])
+    path.write_text(path.read_text()[:20])
     assert read_result(path, 'key') is None
 
 

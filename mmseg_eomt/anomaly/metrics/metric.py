@@ -50,7 +50,7 @@ class AnomalyMetric(BaseMetric):
             thresholds and curves are read from them.
 
     Raises:
-        ValueError: If a score or the choice of components is unknown.
+        ValueError: If a score or the choice of components is unknown, or there is no score.
     """
 
     default_prefix = ''
@@ -62,6 +62,8 @@ class AnomalyMetric(BaseMetric):
         if components is not None and components not in PRESETS:
             raise ValueError(f'components is one of {", ".join(map(repr, PRESETS))} or None, got {components!r}.')
         self.scores = parse_scores(scores)
+        if not self.scores:
+            raise ValueError("scores of AnomalyMetric is empty: name at least one, such as ['rba'].")
         self.names = list(map(str, self.scores))
         self.sizes = PRESETS[components] if components else None
         self.kind = SortedScores if exact else ScoreCounts

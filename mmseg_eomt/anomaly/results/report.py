@@ -163,7 +163,7 @@ def read_result(path: Path, key: str) -> DatasetResult | None:
         result = DatasetResult(**content['result'])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    for metrics in result.scores.values():
+    for metrics in (*result.scores.values(), result.classes):
         metrics.update({name: math.nan for name, value in metrics.items() if value is None})
     return result
 
