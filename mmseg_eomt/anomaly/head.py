@@ -34,8 +34,8 @@ class EoMTAnomalyHead(EoMTHead):
         kwargs: As of :class:`EoMTHead`.
 
     Raises:
-        ValueError: If ``outlier_index`` is a class or ``ignore_index``, or two options exclude each other; or, in training, if
-            a label is no class.
+        ValueError: If ``outlier_index`` is a class or ``ignore_index``, or two options exclude each other; or, in training,
+            if a label is no class.
     """
 
     def __init__(
