@@ -50,4 +50,4 @@ $(VENV)/ready: setup.py pyproject.toml
 
 clean:
 	rm -rf $(VENV) .venv-lite .venv-full .venv-forks .venv-oldest data/street_scenes work_dirs/eomt_demo* work_dirs/eomt_lora_demo* work_dirs/demo.* \
-		data/street_anomalies work_dirs/eomt_anomaly_demo* work_dirs/eomt_anomaly_rba_demo* work_dirs/demo_anomaly.*
+		data/street_anomalies work_dirs/eomt_anomaly_demo* work_dirs/eomt_lora_rba_demo* work_dirs/demo_anomaly.*

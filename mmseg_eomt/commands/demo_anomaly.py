@@ -20,7 +20,7 @@ from mmseg_eomt.visualization import heat_map
 
 SCENES = Path('data/street_anomalies')
 SET, PRESET = SCENES / 'RoadAnomaly21', 'course_road_anomaly_21'
-BASE, RBA = 'eomt_anomaly_demo', 'eomt_anomaly_rba_demo'
+BASE, RBA = 'eomt_anomaly_demo', 'eomt_lora_rba_demo'
 SHOWN = 'rba'  # the score that is drawn and judged
 SCORES = (SHOWN, 'max', 'msp', 'entropy', 'eam', 'void')
 NUM_DRAWN = 6

@@ -14,7 +14,7 @@ from mmseg_eomt.commands.make_street_scenes import main as make_street_scenes
 
 RESULTS = {
     'eomt_anomaly_demo': dict(AP=10.0, FPR95=50.0, mIoU=80.0),
-    'eomt_anomaly_rba_demo': dict(AP=40.0, FPR95=20.0, mIoU=79.0),
+    'eomt_lora_rba_demo': dict(AP=40.0, FPR95=20.0, mIoU=79.0),
 }
 
 
@@ -24,7 +24,7 @@ def run(tmp_path, monkeypatch):
 
     def start(*args: str, **after: float) -> list[list[str]]:
         commands: list[list[str]] = []
-        results = RESULTS | {'eomt_anomaly_rba_demo': RESULTS['eomt_anomaly_rba_demo'] | after}
+        results = RESULTS | {'eomt_lora_rba_demo': RESULTS['eomt_lora_rba_demo'] | after}
 
         def shown(title: str, line: list[str]):
             commands.append(line[1:])
@@ -79,7 +79,7 @@ def test_the_commands_name_the_checkpoints_that_the_configs_write_and_load(run):
     checkpoints = [line[2] for line in lines if Path(line[0]).stem == 'test_anomaly']
     base, rba = (Config.fromfile(ROOT / 'configs' / f'{name}.py') for name in RESULTS)
     assert rba.load_from == checkpoints[0] == f'work_dirs/eomt_anomaly_demo/iter_{base.train_cfg.max_iters}.pth'
-    assert checkpoints[1] == f'work_dirs/eomt_anomaly_rba_demo/iter_{rba.train_cfg.max_iters}.pth'
+    assert checkpoints[1] == f'work_dirs/eomt_lora_rba_demo/iter_{rba.train_cfg.max_iters}.pth'
     for config in (base, rba):
         assert config.train_dataloader.dataset.data_root == config.val_dataloader.dataset.data_root == str(command.SCENES)
 
