@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
 from PIL import Image
 
 from mmseg_eomt.commands import demo_anomaly as command
@@ -82,6 +84,14 @@ def test_the_commands_name_the_checkpoints_that_the_configs_write_and_load(run):
     assert checkpoints[1] == f'work_dirs/eomt_lora_rba_demo/iter_{rba.train_cfg.max_iters}.pth'
     for config in (base, rba):
         assert config.train_dataloader.dataset.data_root == config.val_dataloader.dataset.data_root == str(command.SCENES)
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_a_config_of_the_demo_makes_a_model_that_learns_from_what_its_pipeline_labels(name):
+    register_all_modules()
+    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    pastes = 'PasteOutliers' in [step.type for step in config.train_dataloader.dataset.pipeline]
+    assert (getattr(MODELS.build(config.model).decode_head, 'loss_outlier', None) is not None) == pastes
 
 
 @pytest.mark.parametrize(
