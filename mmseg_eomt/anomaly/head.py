@@ -76,6 +76,10 @@ class EoMTAnomalyHead(EoMTHead):
             settings = _settings(self.criterion, self.num_classes)
             self.criterion = MarginClassificationLoss(margin, **settings)
 
+    def is_no_class(self, labels: Tensor) -> Tensor:
+        """Where label maps hold ``ignore_index`` or ``outlier_index``."""
+        return super().is_no_class(labels) | (labels == self.outlier_index)
+
     def query_weights(self, class_logits: Tensor) -> Tensor:
         """Weights (B, Q, K + E') of the queries' masks in class scores and in what anomaly scores need beside them."""
         known = class_logits.softmax(-1)[..., : self.num_classes]

@@ -272,7 +272,7 @@ class EoMTHead(BaseModule):
         try:
             layers = self.layer_losses(masks, classes, labels, extent)
         except ValueError as error:
-            bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= self.num_classes))
+            bad = ((labels < 0) | (labels >= self.num_classes)) & ~self.is_no_class(labels)
             files = [sample.metainfo.get('seg_map_path') for sample, some in zip(batch_data_samples, bad) if some.any()]
             if not files:
                 raise
@@ -298,6 +298,10 @@ class EoMTHead(BaseModule):
         """
         targets = SemanticTargets.from_label_maps(labels, self.criterion.num_classes, self.ignore_index)
         return self.criterion(mask_logits, class_logits, targets, extent)
+
+    def is_no_class(self, labels: Tensor) -> Tensor:
+        """Where label maps hold an id that may be there and is no class."""
+        return labels == self.ignore_index
 
     def query_weights(self, class_logits: Tensor) -> Tensor:
         """Weights (B, Q, C) of the queries' masks in each channel of a prediction: their classes' probabilities."""

@@ -146,6 +146,8 @@ def test_outliers_are_ignored_in_the_targets_of_masks_and_classes():
     assert all(torch.equal(given[name], expected[name]) for name in expected)
     with pytest.raises(ValueError, match=r'neither below num_classes=5.*mask\.png'):
         losses_of(ours, labels + 200)
+    assert not ours.decode_head.is_no_class(labels + 200).any()
+    assert ours.decode_head.is_no_class(with_outlier).any()
 
 
 def test_an_outlier_index_that_means_something_else_is_refused():

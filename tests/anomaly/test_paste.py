@@ -186,12 +186,13 @@ def test_where_nothing_can_be_placed_the_image_is_untouched_and_it_is_counted_an
     transform = PasteOutliers(cutouts, **CERTAIN, number=(2, 2))
     sample = scene()
     sample['gt_seg_map'][:] = SKY
-    for seed in range(40):
+    for seed in range(60):
         after = pasted(transform, seed, {**sample})
         assert after['outliers'] == dict(placed=[], failed=2)
         assert (after['img'] == sample['img']).all() and (after['gt_seg_map'] == SKY).all()
     MMLogger.get_current_instance().removeHandler(caplog.handler)
     assert caplog.text.count('PasteOutliers found no place for 50 of 50 outliers') == 1
+    assert caplog.text.count('PasteOutliers: 100 outliers in process') == 1 and ', 100 without a place' in caplog.text
 
 
 def test_a_cut_out_of_nothing_finds_no_place(cutouts):

@@ -1,6 +1,7 @@
 """The transform that pastes outliers into training images."""
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ class PasteOutliers(BaseTransform):
 
     Modifies ``img`` (H, W, 3), uint8 BGR, and ``gt_seg_map`` (H, W). Adds ``outliers``: ``placed``, a list of each outlier's
     name, longer side in pixels and row of its foot, and ``failed``, the number of those without a place. ``PackSegInputs``
-    drops it; ``tools/preview_outliers.py`` sums it up. A process that finds no place for more than a fifth of its outliers
-    warns once.
+    drops it; ``tools/preview_outliers.py`` sums it up. A process logs both sums after 100 outliers, 1,000 and so on; one
+    that finds no place for more than a fifth warns once.
 
     Raises:
         ValueError: If an argument is out of its range, the source is not there, the model knows classes of the source, or
@@ -146,7 +147,8 @@ class PasteOutliers(BaseTransform):
         labels[outlier] = self.label
 
     def _count(self, tried: int, failed: int) -> None:
-        """Count, and warn once if too many outliers find no place."""
+        """Count, log the sum now and then, and warn once if too many outliers find no place."""
+        logged = len(str(self._num_tried))
         self._num_tried += tried
         self._num_failed += failed
         if self._num_tried >= ENOUGH and self._num_failed > OFTEN * self._num_tried and not self._warned:
@@ -156,6 +158,11 @@ class PasteOutliers(BaseTransform):
                 f"tools/preview_outliers.py shows where they go; smaller sizes, more retries or where='any' help.",
                 'current',
                 logging.WARNING,
+            )
+        if len(str(self._num_tried)) > max(logged, 2):  # at 100, 1,000, 10,000, …
+            print_log(
+                f'PasteOutliers: {self._num_tried} outliers in process {os.getpid()}, {self._num_failed} without a place.',
+                'current',
             )
 
     def __repr__(self) -> str:
