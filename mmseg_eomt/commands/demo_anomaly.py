@@ -57,14 +57,15 @@ def map_anomalies(title: str, name: str, checkpoint: Path, images: Sequence[Path
 
 
 def draw(images: Sequence[Path], before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
-    """One row a scene: input, truth, scores before, scores after. The truth is white, and grey where it is ignored."""
+    """One row a scene: input, truth, scores before, scores after. What is ignored is grey in the truth and has no score."""
     rows = []
     for image, *maps in zip(images, before, after):
         picture = mmcv.imread(DEMO.root / image)
         label = mmcv.imread(DEMO.root / SET / 'labels_masks' / image.name, 'grayscale')
         truth = np.select([label == 1, label == 255], [255, 96], 0).astype(np.uint8)
-        # from a sure inlier to a pixel of no class
-        heat = [heat_map(picture[..., ::-1], scores, -np.tanh(1), 0)[..., ::-1] for scores in maps]
+        sure, none = -float(np.tanh(1)), 0.0  # scores of a pixel of one class, and of none
+        counted = [np.where(label == 255, sure, scores) for scores in maps]
+        heat = [heat_map(picture[..., ::-1], scores, sure, none)[..., ::-1] for scores in counted]
         rows.append([picture, np.repeat(truth[..., None], 3, axis=2), *heat])
     DEMO.draw(rows, ('input', 'truth', f'{SHOWN} before RbA', f'{SHOWN} after RbA'))
 
