@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported; inherited by the processes that tests start
@@ -105,6 +106,22 @@ def run_tool(*args: object, check: bool = True, cold: bool = False, **env: str) 
     if check and done.returncode:
         pytest.fail(f'{" ".join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}')
     return done
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture):
+    """Run a command's ``main`` in this process: its output, and its last words where it fails as expected."""
+
+    def call(main: Callable, *args: object, check: bool = True) -> str:
+        status = None
+        try:
+            main([*map(str, args)])
+        except SystemExit as error:
+            status = error.code
+        assert (status is None) == check, status
+        return f'{capsys.readouterr().out}{status}'
+
+    return call
 
 
 def free_port() -> str:

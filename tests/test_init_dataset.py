@@ -1,5 +1,6 @@
 """tools/init_dataset.py finds what a folder holds, and its config trains."""
 
+import functools
 import os
 import re
 import shutil
@@ -46,20 +47,10 @@ def colours(*names: str) -> Image.Image:
 
 
 @pytest.fixture
-def init_dataset(tmp_path, monkeypatch, capsys):
+def init_dataset(tmp_path, monkeypatch, in_process):
     """Run the command in ``tmp_path``, within this process; its output and its last words."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args: object, check: bool = True) -> str:
-        status = None
-        try:
-            command.main([*map(str, args)])
-        except SystemExit as error:
-            status = error.code
-        assert (status is None) == check, status
-        return f'{capsys.readouterr().out}{status}'
-
-    return run
+    return functools.partial(in_process, command.main)
 
 
 def test_ids_are_taken_as_they_are_and_the_split_from_the_folders(init_dataset, tmp_path):

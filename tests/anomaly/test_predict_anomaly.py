@@ -1,5 +1,6 @@
 """tools/predict.py --anomaly: score maps, heat maps, masks and components of images and videos."""
 
+import functools
 import json
 import re
 import shutil
@@ -29,19 +30,8 @@ EVERY = [*NAMES, 'rba@0.5', 'eam@2']
 
 
 @pytest.fixture
-def tool(capsys):
-    """Run the command in this process: its output, and its last words where it fails as expected."""
-
-    def run(*args: object, check: bool = True) -> str:
-        status = None
-        try:
-            predict.main([*map(str, args)])
-        except SystemExit as error:
-            status = error.code
-        assert (status is None) == check, status
-        return f'{capsys.readouterr().out}{status}'
-
-    return run
+def tool(in_process):
+    return functools.partial(in_process, predict.main)
 
 
 @pytest.fixture(scope='module')

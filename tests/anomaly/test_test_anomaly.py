@@ -1,5 +1,6 @@
 """tools/test_anomaly.py: from a checkpoint and folders to one table."""
 
+import functools
 import json
 import math
 import shutil
@@ -54,19 +55,8 @@ def run(scenes: Path, base: str, sets: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def tool(capsys):
-    """Run the command in this process; its output and its last words."""
-
-    def call(*args: object, check: bool = True) -> str:
-        status = None
-        try:
-            command.main([*map(str, args)])
-        except SystemExit as error:
-            status = error.code
-        assert (status is None) == check, status
-        return f'{capsys.readouterr().out}{status}'
-
-    return call
+def tool(in_process):
+    return functools.partial(in_process, command.main)
 
 
 def test_every_set_below_the_folder_and_the_miou_are_in_one_table(run):

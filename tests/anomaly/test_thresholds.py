@@ -1,5 +1,6 @@
 """Thresholds that are calibrated at a rate, kept with the checkpoint, and refused for another one."""
 
+import functools
 import json
 import re
 import shutil
@@ -34,19 +35,8 @@ def pixels(anomalies: bool = True, number: int = 20_000) -> SortedScores:
 
 
 @pytest.fixture
-def tool(capsys):
-    """Run the command in this process: its output, and its last words where it fails as expected."""
-
-    def run(*args: object, check: bool = True) -> str:
-        status = None
-        try:
-            predict.main([*map(str, args)])
-        except SystemExit as error:
-            status = error.code
-        assert (status is None) == check, status
-        return f'{capsys.readouterr().out}{status}'
-
-    return run
+def tool(in_process):
+    return functools.partial(in_process, predict.main)
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 """Where pasted outliers come from: cut-outs, images with masks, or a labelled dataset."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ IGNORED = 255  # of masks
 SMALL = 32 * 32  # pixels
 
 
-class OutlierSource:
+class OutlierSource(ABC):
     """What :class:`.PasteOutliers` draws outliers from.
 
     A source has no state that draws change: the same random numbers give the same outlier.
@@ -34,10 +35,11 @@ class OutlierSource:
 
     classes: tuple[str, ...] = ()
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of images or cut-outs to draw from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, image_path: str | None = None) -> Cutout | None:
         """An outlier.
 
@@ -51,7 +53,6 @@ class OutlierSource:
         Raises:
             ValueError: If a file cannot be read.
         """
-        raise NotImplementedError
 
 
 @OUTLIER_SOURCES.register_module()
