@@ -45,12 +45,11 @@ HEADS = ['decode_head.class_head', 'decode_head.mask_head']
 HEAD_ALONE = dict(type='LoRAHook', target_modules=[], trainable_modules=HEADS)
 WITH_LORA = dict(type='LoRAHook', r=16, lora_alpha=32, lora_dropout=0.05, trainable_modules=HEADS)
 RBA = dict(loss_outlier=dict(type='OutlierLoss'))
-VARIANTS = {  # hook and options of the head; the last one trains as long without outliers
+VARIANTS = {  # hook and options of the head
     'base': None,
     'rba_head': (HEAD_ALONE, RBA),
     'rba_lora': (WITH_LORA, RBA),
     'rba_lora_arcface': (WITH_LORA, dict(RBA, cosine_head=dict(scale=16.0, margin=0.2))),
-    'lora': (WITH_LORA, {}),
 }
 
 
