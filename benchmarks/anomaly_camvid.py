@@ -28,7 +28,7 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine picks its device when it is 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the plugin
 
 import torch
-from lora_camvid import run, stage
+from lora_camvid import run, stage, train
 from mmengine.config import Config
 
 import mmseg_eomt  # noqa: F401  registers models and hooks, and lets torch.load read mmengine's checkpoints
@@ -98,16 +98,7 @@ def variant_config(name: str, held_out: str, seed: int, base: str) -> Config:
     return config
 
 
-def train(folder: Path, config: Config) -> dict:
-    """Train a config in a folder, which is emptied first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    config.dump(folder / 'config.py')
-    run(folder / 'train.log', 'tools/train.py', folder / 'config.py', '--work-dir', folder)
-    return dict(checkpoint=str(folder / f'iter_{config.train_cfg.max_iters}.pth'))
-
-
-def evaluate(folder: Path, config: Config, checkpoint: str) -> dict:
+def evaluate(folder: Path, config: Config, checkpoint: Path) -> dict:
     """What ``tools/test.py`` measures with a config."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -135,11 +126,12 @@ def measure(name: str, held_out: str, seed: int) -> dict:
     folder = WORK_DIR / f'{held_out}_{seed}'
     folder.mkdir(parents=True, exist_ok=True)
     title, base = f'{held_out} {seed} ', base_config(held_out, seed)
-    trained = stage(f'{title}base', folder / 'base.json', train, folder / 'base', base)['checkpoint']
+    trained = folder / 'base' / stage(f'{title}base', folder / 'base.json', train, folder / 'base', base)['checkpoint']
     config = base
     if name != 'base':
-        config = variant_config(name, held_out, seed, trained)
-        trained = stage(f'{title}{name}', folder / f'{name}.json', train, folder / name, config)['checkpoint']
+        config = variant_config(name, held_out, seed, str(trained))
+        done = stage(f'{title}{name}', folder / f'{name}.json', train, folder / name, config)
+        trained = folder / name / done['checkpoint']
     figures = {}
     for what, settings in (('anomalies', find_held_out(config, held_out)), ('mIoU', config)):
         place = folder / f'{name}_{what}'
@@ -150,20 +142,17 @@ def measure(name: str, held_out: str, seed: int) -> dict:
 def spread(rows: list[dict], key: str) -> str:
     """Mean over the seeds, with the lowest and highest."""
     values = [row[key] for row in rows]
-    return f'{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})'
+    return f'{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})'
 
 
-def tables(figures: dict[str, dict[str, dict[str, dict]]]) -> str:
-    """The figures in Markdown: the held-out class, then the variant, then the score."""
-    lines = []
-    for held_out, variants in figures.items():
-        lines += [f'\n{held_out} held out: AP / FPR95 in %, mean over the seeds (lowest to highest)\n']
-        lines += [f'| variant | mIoU | {" | ".join(SCORES)} |', f'|---|{"---|" * (1 + len(SCORES))}']
-        for name, by_seed in variants.items():
-            rows = list(by_seed.values())
-            cells = [f'{spread(rows, f"AP/{score}")} / {spread(rows, f"FPR95/{score}")}' for score in SCORES]
-            lines.append(f'| {name} | {spread(rows, "mIoU")} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+def table(variants: dict[str, dict[str, dict]]) -> str:
+    """Metrics of a held-out class in Markdown: a row for each score, a column for each variant."""
+    rows = {name: list(by_seed.values()) for name, by_seed in variants.items()}
+    lines = [['score', *rows], ['---'] * (1 + len(rows)), ['mIoU', *(spread(some, 'mIoU') for some in rows.values())]]
+    for score in SCORES:
+        cells = [f'{spread(some, f"AP/{score}")} / {spread(some, f"FPR95/{score}")}' for some in rows.values()]
+        lines.append([f'`{score}`', *cells])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def main() -> None:
@@ -188,7 +177,8 @@ def main() -> None:
     settings = dict(base_iters=BASE_ITERS, iters=ITERS, lr=LR, prob=PROB)
     versions = dict(torch=torch.__version__, peft=metadata.version('peft'))
     out.write_text(json.dumps(dict(settings=settings, versions=versions, figures=figures), indent=2) + '\n')
-    print(tables(figures))
+    for held_out, variants in figures.items():
+        print(f'\n{held_out} held out: AP / FPR95 in %, mean over the seeds (lowest–highest)\n\n{table(variants)}')
     print(f'\nAll figures: {out}')
 
 

@@ -1,5 +1,7 @@
 """What docs/anomaly.md, anomaly_data.md and anomaly_training.md show works as it stands, with small models and made data."""
 
+import importlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -80,6 +82,18 @@ def test_every_type_that_the_page_writes_is_registered(page):
     for block in code(page):
         for name in re.findall(r"type='(\w+)'", block):
             assert any(registry.get(name) for registry in registries), name
+
+
+def test_the_tables_of_the_page_are_those_of_the_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # the benchmark sets it
+    benchmark = importlib.import_module('anomaly_camvid')
+    figures = json.loads((ROOT / benchmark.RESULTS).read_text())['figures']
+    page = (ROOT / 'docs/anomaly.md').read_text(encoding='utf-8')
+    assert len(figures) == 2
+    for variants in figures.values():
+        assert all(set(by_seed) == {'0', '1', '2'} for by_seed in variants.values())
+        assert benchmark.table(variants) in page
 
 
 def test_the_python_of_the_page_on_metrics_runs(capsys):
