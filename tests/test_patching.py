@@ -92,4 +92,4 @@ def test_one_file_touches_what_the_runner_keeps_to_itself():
         names = re.findall(r"\brunner\.(_[a-z]\w*)|getattr\(runner, f?'(_)", path.read_text())
         if names:
             found[path.name] = {name or other for name, other in names}
-    assert found == {'runner_state.py': {'_load_from', '_randomness_cfg', '_resume'}}
+    assert found == {'runner_state.py': {'_load_from', '_randomness_cfg', '_resume', '_test_loop'}}

@@ -1,6 +1,5 @@
 """What mmengine's Runner keeps to itself: the one file that reads or sets private attributes of it."""
 
-import copy
 from typing import Any
 
 from mmengine.optim import OptimWrapper
@@ -52,7 +51,7 @@ def set_seed(runner: Runner, seed: int) -> int | None:
 
 def set_test(runner: Runner, dataloader: dict[str, Any], evaluator: dict[str, Any]) -> None:
     """Let the next ``Runner.test`` evaluate on other data, with the model as it is loaded."""
-    runner._test_dataloader, runner._test_evaluator = dataloader, evaluator
-    runner._test_loop = copy.deepcopy(runner.cfg.get('test_cfg') or {})
+    settings = {'type': 'TestLoop', **(runner.cfg.get('test_cfg') or {})}
+    runner._test_loop = dict(settings, dataloader=dataloader, evaluator=evaluator)
     for name in [name for name in runner.message_hub.log_scalars if name.startswith('test/')]:
         del runner.message_hub.log_scalars[name]  # the log would go on naming what an earlier evaluator has measured
