@@ -234,23 +234,27 @@ def test_a_prefix_goes_before_the_names():
     assert 'val/AP/rba' in evaluate(AnomalyMetric(prefix='val'), [sample(0), sample(1)])
 
 
-def held(before: int) -> int:
-    """Bytes of tensors beyond ``before``, and of what Python and numpy have allocated."""
+def live_tensors() -> dict[int, torch.Tensor]:
     gc.collect()
-    found = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
-    tensors = [one for one in found if one.layout == torch.strided]  # a sparse one, of another test, has no storage
-    return tracemalloc.get_traced_memory()[0] + sum(one.untyped_storage().nbytes() for one in tensors) - before
+    return {id(found): found for found in gc.get_objects() if isinstance(found, torch.Tensor)}
+
+
+def held(others: dict[int, torch.Tensor]) -> int:
+    """Bytes of the tensors that are not among those of other tests, and of what Python and numpy have allocated."""
+    own = [tensor for key, tensor in live_tensors().items() if key not in others]
+    return tracemalloc.get_traced_memory()[0] + sum(tensor.untyped_storage().nbytes() for tensor in own)
 
 
 @pytest.mark.parametrize('components', [None, 'obstacle'])
 def test_memory_does_not_grow_with_the_number_of_images(components):
-    evaluator, memory = Evaluator(AnomalyMetric(['rba', 'max'], components)), {}
+    others, memory = live_tensors(), {}
+    evaluator = Evaluator(AnomalyMetric(['rba', 'max'], components))
     tracemalloc.start()
     try:
         for number in range(500):
             evaluator.process([sample(number, size=(40, 64))])
             if number in (50, 499):
-                memory[number] = held(0)
+                memory[number] = held(others)
     finally:
         tracemalloc.stop()
     assert 2 * 67_000_000 < memory[50] < 2 * 67_200_000 + 3_000_000
