@@ -1,6 +1,6 @@
 """The backbone: a plain ViT up to its joint blocks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,20 @@ from torch import Tensor, nn
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.layers import PatchEmbed, for_all_tokens, init_vit_linears, recomputed, rotary_embedding
 from mmseg_eomt.models.resize import grid_of, resize_pos_embed
+
+
+class Tokens(NamedTuple):
+    """What runs through the blocks.
+
+    Args:
+        x: Prefix tokens and patches, (B, P + h·w, embed_dims).
+        grid: Rows h and columns w of patches.
+        rope: Rotary position embedding of the patches, (2, h·w, d); None for learned positions.
+    """
+
+    x: Tensor
+    grid: tuple[int, int]
+    rope: Tensor | None
 
 
 @MODELS.register_module()
@@ -110,6 +124,11 @@ class EoMTViT(BaseModule):
 
     def forward(self, image: Tensor) -> tuple[Tensor | list[Tensor], ...]:
         """Image (B, 3, H, W), normalised, to the maps that the class docstring describes."""
+        _, outs = self.run_blocks(self.embed(image), 0, len(self.blocks))
+        return tuple(outs)
+
+    def embed(self, image: Tensor) -> Tokens:
+        """Image (B, 3, H, W), normalised, to the tokens that enter the first block."""
         height, width = image.shape[-2:]
         image = F.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
         grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
@@ -119,25 +138,42 @@ class EoMTViT(BaseModule):
             x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
         rope = self._rotary_embedding(grid, x.device)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        num_prefix = sum(token.shape[1] for token in prefix)
         x = self.norm_pre(torch.cat((*prefix, x), dim=1))  # (B, P + h·w, C)
+        return Tokens(x, grid, rope)
 
+    def run_blocks(self, tokens: Tokens, start: int, stop: int) -> tuple[Tokens, list[Tensor | list[Tensor]]]:
+        """Run blocks ``start .. stop - 1``.
+
+        Args:
+            tokens: What enters block ``start``.
+            start: First block.
+            stop: The block after the last.
+
+        Returns:
+            The tokens after them, and the outputs, as the class docstring describes, of those that ``out_indices`` names.
+        """
+        x, grid, rope = tokens
         block_rope = None if rope is None else for_all_tokens(rope, x.shape[1])
-        last = len(self.blocks) - 1
-        outs: list[Tensor | list[Tensor]] = []
-        for i, block in enumerate(self.blocks):
-            x = recomputed(self.with_cp, block, x, None, block_rope)
-            if i not in self.out_indices:
-                continue
-            tokens = self.norm(x) if i == last else x
-            feature = (
-                tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
-            )  # (B, C, h, w), as the toolbox's heads take it
-            if i == last and self.num_joint_blocks:
-                outs.append([feature, tokens[:, :num_prefix], *([] if rope is None else [rope])])
-            else:
-                outs.append(feature)
-        return tuple(outs)
+        outs = []
+        for i in range(start, stop):
+            x = self.run_block(i, x, block_rope)
+            if i in self.out_indices:
+                outs.append(self.output(i, Tokens(x, grid, rope)))
+        return Tokens(x, grid, rope), outs
+
+    def run_block(self, index: int, x: Tensor, rope: Tensor | None) -> Tensor:
+        """Tokens (B, P + h·w, C) through one block; ``rope`` (2, P + h·w, d) is for all tokens."""
+        return recomputed(self.with_cp, self.blocks[index], x, None, rope)
+
+    def output(self, index: int, tokens: Tokens) -> Tensor | list[Tensor]:
+        """What is returned of the tokens after a block."""
+        last = index == len(self.blocks) - 1
+        x = self.norm(tokens.x) if last else tokens.x
+        num_prefix = x.shape[1] - tokens.grid[0] * tokens.grid[1]
+        feature = x[:, num_prefix:].transpose(1, 2).unflatten(2, tokens.grid)  # (B, C, h, w), as the toolbox's heads take it
+        if last and self.num_joint_blocks:
+            return [feature, x[:, :num_prefix], *([] if tokens.rope is None else [tokens.rope])]
+        return feature
 
     def _rotary_embedding(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
         if self.arch.rope_theta is None:
