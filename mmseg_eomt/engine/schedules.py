@@ -103,7 +103,7 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if rest.startswith('norm.'):
                 return PRETRAINED, 1.0
             block = re.match(r'blocks\.(\d+)\.', rest)
-            if isinstance(vit, EoMTHead) and not block:
+            if not block and (isinstance(vit, EoMTHead) or rest.startswith('rein.')):
                 return NEW, 1.0
             index = int(block[1]) + vit.first_block if block else 0
             if isinstance(vit, EoMTHead) and not self.paramwise_cfg['decay_joint_blocks']:
