@@ -291,6 +291,7 @@ def to_segmentor(weights: StateDict, num_joint_blocks: int) -> StateDict:
     """The reverse of :func:`from_segmentor`, for any split of the blocks."""
     first = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('blocks.')) - num_joint_blocks
     head = ('norm.', 'input_projection.', 'query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs')
+    head += ('joint_rein.',)
     out = {}
     for name, value in weights.items():
         if name.startswith(UNUSED):

@@ -1,6 +1,7 @@
 """Rein: the paper's formulas, a start that changes nothing, and a run that keeps only what it has trained."""
 
 import copy
+import functools
 import math
 import shutil
 
@@ -13,7 +14,10 @@ from mmseg.registry import MODELS
 
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor
 from mmseg_eomt.models import EoMTHead, EoMTViT, ReinHead, ReinViT
+from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.rein import LinkedRein, Rein
+from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
 
 IMAGE = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 META = [dict(img_shape=(64, 64), ori_shape=(64, 64))]
@@ -213,6 +217,16 @@ def test_it_is_exported_as_one_graph():
     program = torch.export.export(model, (IMAGE,))
     for given, wanted in zip(program.module()(IMAGE), expected):
         assert torch.allclose(given[0], wanted[0], atol=1e-4)
+
+
+def test_a_converted_checkpoint_keeps_rein_and_a_public_format_refuses_it(trained):
+    state = trained.model.state_dict()
+    found = parse_checkpoint(dict(state_dict=state), 'rein.pth')
+    own = to_mmseg(found, {})['state_dict']
+    assert own.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in own.items())
+    for convert in (to_eomt, functools.partial(to_hugging_face, arch=get_arch(SMALL_ARCH))):
+        with pytest.raises(ValueError, match='joint_rein'):
+            convert(found)
 
 
 def test_it_is_registered():
