@@ -275,3 +275,10 @@ def test_blocks_of_another_backbone_are_refused():
         ValueError, match='are those of an EoMTViT, and the model has a Linear: name its layers in exclude_modules'
     ):
         LoRAHook(blocks=(0, 1)).config_for(nn.Linear(2, 2))
+
+
+def test_a_run_is_not_resumed_with_other_blocks(run):
+    start, whole, *_ = run
+    path = f'{whole.work_dir}/iter_4.pth'
+    with pytest.raises(RuntimeError, match='set the model, target_modules, blocks and trainable_modules as in training'):
+        start(resume=True, load_from=path, experiment_name='other_blocks', **{'custom_hooks.0.blocks': (2, -1)})
