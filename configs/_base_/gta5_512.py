@@ -1,5 +1,5 @@
-# GTA5 at data/gta, its labels as Cityscapes' train ids in *_labelTrainIds.png, with SoMA's pipelines at 512×512; evaluated on
-# Cityscapes.
+# GTA5 at data/gta, its labels as Cityscapes' train ids in *_labelTrainIds.png, with SoMA's pipelines at 512×512; evaluated
+# on Cityscapes.
 _base_ = 'data_soma_512.py'
 train_dataloader = dict(
     dataset=dict(
