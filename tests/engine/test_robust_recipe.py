@@ -109,6 +109,15 @@ def test_the_recipe_for_cityscapes_warms_up_and_averages_later_as_published(soma
     assert built(config, 'EMAHook').begin_iter == 16000
 
 
+def test_weight_decay_is_annealed_beside_eomts_two_warm_ups_too(soma):
+    model, config = soma[0], copy.deepcopy(soma[1])
+    config.param_scheduler[0] = dict(type='TwoWarmupsPolyLR', warmup_steps=(500, 1000), by_epoch=False)
+    given = rates_and_decays(config, model, [250, 1000])
+    assert given[250]['decode_head.class_head.weight'] == pytest.approx((0.5e-4, annealed(250)))
+    assert given[250]['decode_head.blocks.0.attn.qkv.base_layer.bias'] == pytest.approx((0.0, annealed(250)))
+    assert given[1000]['decode_head.blocks.0.attn.qkv.base_layer.bias'] == pytest.approx((0.25e-4, annealed(1000)))
+
+
 def test_the_average_starts_at_iteration_12000_with_the_published_momentum(soma):
     model, config = soma
     hook = built(config, 'EMAHook')
