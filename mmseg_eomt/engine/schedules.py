@@ -45,7 +45,9 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``decay_joint_blocks``: Whether the joint blocks decay too; else they have ``lr``, and the blocks before them
               the same learning rates as with it. Default: True.
             - ``custom_keys``: ``{part of a name: dict(lr_mult=…, decay_mult=…)}``: factors for those parameters' learning
-              rate and weight decay, as the toolbox's constructors take them. Default: none.
+              rate and weight decay, as the toolbox's constructors take them: the longest key that is in a name counts.
+              ``'lora_'`` is in the names of LoRA's adapters, and ``'blocks'`` in those of all that is trained in the ViT's
+              blocks, biases beside adapters too. Default: none.
 
     Raises:
         ValueError: If ``paramwise_cfg`` has other keys, ``lr`` is missing, or nothing is trainable.
