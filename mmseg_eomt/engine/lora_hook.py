@@ -147,9 +147,7 @@ class LoRAHook(Hook):
         elif self.base_precision == 'fp32':
             runner.register_hook(MergeForEvaluationHook(), priority=self.priority)
         report(runner, matches, slim.dropped(model), self._warn_unmatched)
-        if self.blocks is not None:
-            span, count = block_range(model, self.blocks)
-            runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
+        self._report_blocks(runner, model)
 
     def config_for(self, model: nn.Module) -> Any:
         """PEFT's config for a model that is not adapted yet.
@@ -160,6 +158,11 @@ class LoRAHook(Hook):
         """
         config = self.make_config()
         return config if self.blocks is None else keep_to_blocks(model, config, self.blocks)
+
+    def _report_blocks(self, runner: Runner, model: nn.Module) -> None:
+        if self.blocks is not None:
+            span, count = block_range(model, self.blocks)
+            runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
 
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters again, is over."""
