@@ -4,6 +4,7 @@ from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.lateral_vit import LateralViT
 from mmseg_eomt.models.pmt_head import PMTHead
+from mmseg_eomt.models.rein import ReinHead, ReinViT
 from mmseg_eomt.models.segmentor import EoMTSegmentor
 
-__all__ = ['EoMTHead', 'EoMTSegmentor', 'EoMTViT', 'LateralViT', 'PMTHead']
+__all__ = ['EoMTHead', 'EoMTSegmentor', 'EoMTViT', 'LateralViT', 'PMTHead', 'ReinHead', 'ReinViT']
