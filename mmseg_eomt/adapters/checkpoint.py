@@ -32,7 +32,9 @@ from mmseg_eomt.weights.compare import compare, refuse
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-SET_AS_IN_TRAINING = 'set the model, target_modules and trainable_modules as in training, or use a file that is complete'
+SET_AS_IN_TRAINING = (
+    'set the model, target_modules, blocks and trainable_modules as in training, or use a file that is complete'
+)
 KEY = 'adapter'  # of the note in a checkpoint's meta
 UNKNOWN_BASE: dict[str, Any] = dict(init_cfg={}, load_from=None, fingerprints={})
 _INIT_CFG = {'type', 'checkpoint', 'prefix', 'map_location'}  # mmengine's PretrainedInit; more would build other things

@@ -287,7 +287,7 @@ def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
     }
     buffers = {name for name, _ in model.named_buffers()}
     differing = compare(given, own, known=given.keys() - buffers)
-    refuse('The checkpoint', differing, 'set r and target_modules as they were in training', RuntimeError)
+    refuse('The checkpoint', differing, 'set r, target_modules and blocks as they were in training', RuntimeError)
 
 
 _CONTAINERS = (dict, OrderedDict, list, set)  # of modules, parameters, hooks, and of PEFT's settings by adapter
