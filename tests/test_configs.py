@@ -26,7 +26,7 @@ def test_model_and_hooks_build(name):
         model = MODELS.build(config.model)
     hooks = {hook['type']: HOOKS.build(hook) for hook in config.custom_hooks}
 
-    assert ('LoRAHook' in hooks) == ('lora' in name)
+    assert ('LoRAHook' in hooks) == bool(re.search('lora|frozen|pmt|rein', name))
     assert tuple(model.data_preprocessor.size) == tuple(config.crop_size)
     assert model.decode_head.num_joint_blocks == model.backbone.num_joint_blocks
     if 'MaskAnnealingHook' in hooks:
@@ -34,7 +34,7 @@ def test_model_and_hooks_build(name):
         assert len(spans) == model.decode_head.num_joint_blocks
     else:
         assert 'no MaskAnnealingHook' in (ROOT / 'configs' / name).read_text()
-    if 'LoRAHook' in hooks:
+    if 'lora' in name:
         matches = match_targets(model, hooks['LoRAHook'].make_config())
         assert len(matches['qkv']) == len(matches['proj']) == model.backbone.arch.num_layers
 
@@ -66,7 +66,7 @@ def test_the_ade20k_recipe_trains_and_evaluates_on_data_in_its_layout(tmp_path):
     assert runner.message_hub.get_scalar('val/mIoU').current() >= 0
 
 
-RECIPES = [name for name in CONFIGS if 'tiny' not in name and 'demo' not in name]
+RECIPES = [name for name in CONFIGS if not re.search('tiny|demo|frozen', name)]
 VITS = {
     '2-s': ('small', 3, 'dinov2_vits14_reg4'),
     '2-b': ('base', 3, 'dinov2_vitb14_reg4'),
