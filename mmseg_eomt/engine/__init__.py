@@ -1,6 +1,7 @@
 """What plugs into a Runner."""
 
+from mmseg_eomt.engine.feature_cache import FeatureCacheHook
 from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor, MaskAnnealingHook, TwoWarmupsPolyLR
 
-__all__ = ['EoMTOptimWrapperConstructor', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR']
+__all__ = ['EoMTOptimWrapperConstructor', 'FeatureCacheHook', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR']
