@@ -105,9 +105,12 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
         from peft import inject_adapter_in_model
         from peft.functional import cast_adapter_dtype
 
+        from mmseg_eomt.adapters.split_qkv import check_split
+
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
             inject_adapter_in_model(_fitted(model, config, whole), model)
+        check_split(model, config)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
         sync_new_layers(model)
     num_trained = 0
