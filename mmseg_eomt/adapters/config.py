@@ -52,7 +52,8 @@ def lora_config(
         target_modules: Last parts of the names of the layers to adapt; ``'in_proj_weight'``, of queries, keys and values in
             PyTorch's own attention, is one of PEFT's ``target_parameters``.
         exclude_modules: Last parts of names that are excluded all the same.
-        others: Further fields of ``LoraConfig``, such as ``use_dora=True``.
+        others: Further fields of ``LoraConfig``, such as ``use_dora=True``; and ``split_qkv=True``, with which layers called
+            ``qkv`` have an adapter for queries, one for keys and one for values (:mod:`~.split_qkv`).
 
     Raises:
         ImportError: If PEFT is not installed, with the command that installs it.
@@ -118,12 +119,13 @@ def peft_config(
         raise ValueError(
             f'{config_class} adapts no layers of a model (it has no target_modules): use LoraConfig or the like.'
         )
+    split = others.pop('split_qkv', False)
     unknown = sorted(others.keys() - known)
     if unknown:
         raise ValueError(f"{config_class} has no {unknown}: PEFT {peft.__version__}'s has {sorted(known)}.")
     values = dict(target_modules=expression or list(target_modules), exclude_modules=list(exclude_modules) or None)
     try:
-        return cls(**{**{name: value for name, value in values.items() if name in known}, **others})
+        return _split(split, cls(**{**{name: value for name, value in values.items() if name in known}, **others}))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
@@ -157,14 +159,27 @@ def from_values(values: dict) -> 'PeftConfig':
     """
     peft = import_peft()
     values = {name: value for name, value in values.items() if name != 'peft_version'}
+    split = values.pop('split_qkv', False)
     try:
-        return peft.PeftConfig.from_peft_type(**values)
+        return _split(split, peft.PeftConfig.from_peft_type(**values))
     except KeyError as error:
         raise ValueError(f'PEFT {peft.__version__} does not know the method {error}: install a later version.') from error
 
 
+def _split(split: bool, config: 'PeftConfig') -> 'PeftConfig':
+    """The config, or the same with an adapter each for queries, keys and values (:mod:`~.split_qkv`)."""
+    if not isinstance(split, bool):
+        raise ValueError(f'split_qkv is True or False, got {split!r}.')
+    if not split:
+        return config
+    from mmseg_eomt.adapters.split_qkv import split_config
+
+    return split_config(config)
+
+
 def differences(given: dict, own: dict) -> list[str]:
     """Fields of two described configs whose difference would make another model, as ``name: given, own``."""
+    given, own = ({'split_qkv': False, **values} for values in (given, own))  # which PEFT's configs do not say
     names = sorted((given.keys() & own.keys()) - _MAY_DIFFER)
     if changes_base(given) or changes_base(own):
         names += [name for name in ('init_lora_weights', 'init_weights') if name in given]

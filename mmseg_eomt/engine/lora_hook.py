@@ -61,6 +61,8 @@ class LoRAHook(Hook):
             checkpoints, and notes their fingerprints. ``'full'`` keeps all in. Default: ``'trainable'``.
         save_adapter: Whether each checkpoint is also written in PEFT's format, to ``adapters/iter_<n>`` in the work
             directory. Default: False.
+        split_qkv: Whether queries, keys and values of a fused ``qkv`` layer have an adapter of rank ``r`` each, as in SoMA
+            and Rein, in place of one that they share. Default: False.
         base_precision: ``'fp32'``, ``'bf16'``, or ``'8bit'`` and ``'4bit'`` with bitsandbytes: how the frozen linear layers
             are kept in memory. Default: ``'fp32'``.
 
@@ -90,6 +92,7 @@ class LoRAHook(Hook):
         peft: dict | None = None,
         save: str = 'trainable',
         save_adapter: bool = False,
+        split_qkv: bool = False,
         base_precision: str = 'fp32',
     ) -> None:
         if save not in ('trainable', 'full'):
@@ -98,7 +101,7 @@ class LoRAHook(Hook):
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
         if isinstance(trainable_modules, str):
             raise ValueError(f'trainable_modules is a list of names, got {trainable_modules!r}.')
-        self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft)
+        self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft, split_qkv)
         targets = (peft or {}).get('target_modules', target_modules)
         self._warn_unmatched = not isinstance(targets, str) and tuple(targets) != ATTENTION_LAYERS
         self.blocks = blocks
@@ -250,6 +253,7 @@ def config_maker(
     target_modules: Sequence[str],
     exclude_modules: Sequence[str],
     peft: dict[str, Any] | None,
+    split_qkv: bool = False,
 ) -> Callable[[], Any]:
     """What makes the config, which needs PEFT, once adapters are needed; see :class:`LoRAHook` for the arguments.
 
@@ -260,7 +264,7 @@ def config_maker(
     for name, names in targets.items():
         if isinstance(names, str):
             raise ValueError(f'{name} is a list of names, got {names!r}.')
-    fields = dict(peft or {})
+    fields = {**(peft or {}), **({'split_qkv': True} if split_qkv else {})}
     config_class = fields.pop('type', 'LoraConfig')
     numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
     given = {name: value for name, value in numbers.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_ARCH, make_config
+from conftest import SMALL_ARCH
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, loops
