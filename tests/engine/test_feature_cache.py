@@ -139,9 +139,7 @@ def test_a_run_that_finds_its_cache_encodes_nothing(frozen_config, tmp_path, cap
 
 def test_training_reads_no_images_and_evaluation_uses_none_of_the_features(frozen_config, scenes, monkeypatch):
     augmented, transform = [], EoMTColorJitter.transform
-    monkeypatch.setattr(
-        EoMTColorJitter, 'transform', lambda self, results: augmented.append(1) or transform(self, results)
-    )
+    monkeypatch.setattr(EoMTColorJitter, 'transform', lambda self, results: augmented.append(1) or transform(self, results))
     runner, note = train(frozen_config('run', **{'train_cfg.val_begin': 1}))
     assert len(augmented) == 2 * 4 + 1
     assert note.encoded == len(augmented) + len(runner.val_dataloader.dataset) * 2  # two windows each
