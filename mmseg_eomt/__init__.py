@@ -11,6 +11,7 @@ from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnneali
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
 from mmseg_eomt.patches import runner  # noqa: E402
+from mmseg_eomt.tasks import MultiTaskSegmentor  # noqa: E402
 from mmseg_eomt.weights.sources import register_folders, register_sources  # noqa: E402
 
 register_sources()
@@ -29,6 +30,7 @@ __all__ = [
     'EoMTViT',
     'LoRAHook',
     'MaskAnnealingHook',
+    'MultiTaskSegmentor',
     'TwoWarmupsPolyLR',
     '__version__',
     'anomaly',

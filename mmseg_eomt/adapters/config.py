@@ -30,7 +30,7 @@ _MAY_DIFFER = {
     *('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save'),
     *('lora_dropout', 'rank_dropout', 'module_dropout', 'init_lora_weights', 'init_weights'),
     *('inference_mode', 'base_model_name_or_path', 'revision', 'auto_mapping', 'peft_version', 'task_type'),
-    *('runtime_config', 'loftq_config', 'eva_config', 'corda_config'),
+    *('runtime_config', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'),
 }
 
 
@@ -183,16 +183,25 @@ def differences(given: dict, own: dict) -> list[str]:
     return [f'{name}: {given[name]!r}, here {own.get(name)!r}' for name in names if given[name] != own.get(name)]
 
 
+def start_of(values: dict) -> Any:
+    """How the adapters of a described config start: True, or a name such as ``'pissa'``."""
+    return values.get('init_lora_weights', values.get('init_weights', True))
+
+
 def changes_base(values: dict) -> bool:
     """Whether the method takes its first values out of the base weights, which it changes: PiSSA, OLoRA and the like."""
-    start = values.get('init_lora_weights', values.get('init_weights', True))
-    return isinstance(start, str) and start not in ('gaussian', 'orthogonal')
+    start = start_of(values)
+    return isinstance(start, str) and start not in ('gaussian', 'orthogonal', 'mica', 'eva')
+
+
+def keeps_start(values: dict) -> bool:
+    """Whether :func:`changes_base`, and the start is kept beside the adapters (:mod:`~.initial`)."""
+    return start_of(values) in ('minor', 'corda', 'lora_ga')
 
 
 def draws_base_change(values: dict) -> bool:
     """Whether :func:`changes_base` comes out otherwise each time: only exact decompositions can be made again."""
-    start = values.get('init_lora_weights', values.get('init_weights', True))
-    return changes_base(values) and start not in ('pissa', 'olora')
+    return changes_base(values) and not keeps_start(values) and start_of(values) not in ('pissa', 'olora')
 
 
 def depends_on_base(values: dict) -> bool:

@@ -1,6 +1,5 @@
 """Adapters in PEFT's folder format: written, read, and loaded beside each other under names."""
 
-import copy
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from mmseg_eomt.adapters.config import (
     peft_errors,
     read_config,
 )
+from mmseg_eomt.adapters.initial import exported_config, exported_weights
 from mmseg_eomt.adapters.inject import sync_new_layers, unchanged_on_error
 from mmseg_eomt.adapters.names import (
     PREFIX,
@@ -93,8 +93,8 @@ def save_adapter(
         )
     names, whole = peft_names(model, name), trained_modules(model)
     weights = model.state_dict() if state_dict is None else state_dict
+    weights, config = exported_weights(model, weights, name), exported_config(configs_of(model)[name])
     tensors = {new: weights[old].detach().clone() for old, new in names.items()}
-    config: Any = copy.copy(configs_of(model)[name])
     config.modules_to_save = whole or config.modules_to_save
     config.inference_mode = True
 
@@ -145,6 +145,7 @@ def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name:
         raise ValueError(
             "PEFT would draw these adapters' change of the base anew: only 'pissa' and 'olora' can be exported."
         )
+    exported_config(configs_of(model)[name])
     peft_names(model, name)
     adapted = set(adapter_names(model))  # frozen too, where they are not to be trained on
     parameters = [(key, parameter) for key, parameter in model.named_parameters() if key not in adapted]

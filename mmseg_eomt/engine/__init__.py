@@ -2,5 +2,6 @@
 
 from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor, MaskAnnealingHook, TwoWarmupsPolyLR
+from mmseg_eomt.engine.weight_decay import WeightDecayLogHook
 
-__all__ = ['EoMTOptimWrapperConstructor', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR']
+__all__ = ['EoMTOptimWrapperConstructor', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR', 'WeightDecayLogHook']

@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_eomt.adapters.base_weights import without_trained
+from mmseg_eomt.adapters.blocks import block_range, keep_to_blocks
 from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
+from mmseg_eomt.adapters.initial import config_to_evaluate
 from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
@@ -49,6 +51,8 @@ class LoRAHook(Hook):
             has no layer of queries, keys and values, but the weight ``'in_proj_weight'``, and no dropout in front of it.
             Default: the attention layers of common ViTs.
         exclude_modules: Last parts of names to exclude. Default: the patch embedding, whose layer is called ``proj`` too.
+        blocks: First and last block to adapt of an :class:`EoMTViT`, both included, counted from 0 over backbone and head
+            alike; -1 is the last. ``(8, -1)`` adapts the upper two thirds of a ViT-L. Default: None, all blocks.
         trainable_modules: Modules that are trained beside the adapters. Default: the parts of :class:`EoMTHead` that no
             checkpoint of a ViT holds; the projection only exists on a backbone of another width.
         peft: Further fields for PEFT's own config class, which ``type`` names; by default ``LoraConfig``, to which
@@ -77,6 +81,7 @@ class LoRAHook(Hook):
         lora_dropout: float | None = None,
         target_modules: Sequence[str] = ATTENTION_LAYERS,
         exclude_modules: Sequence[str] = ('patch_embed.proj',),
+        blocks: Sequence[int] | None = None,
         trainable_modules: Sequence[str] = (
             'decode_head.input_projection',
             'decode_head.query_embed',
@@ -99,6 +104,7 @@ class LoRAHook(Hook):
         self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft, split_qkv)
         targets = (peft or {}).get('target_modules', target_modules)
         self._warn_unmatched = not isinstance(targets, str) and tuple(targets) != ATTENTION_LAYERS
+        self.blocks = blocks
         self.trainable_modules = tuple(trainable_modules)
         self.save = save
         self.save_adapter = save_adapter
@@ -120,12 +126,14 @@ class LoRAHook(Hook):
             if not start.merged:
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
-        config = self.make_config()
+        config = self.config_for(model)
+        if start is not None and start.note is not None and not training:
+            config = config_to_evaluate(config, start.note['peft'])
         fully_trained = fully_trained_modules(model, config, self.trainable_modules)
         base = bring_base(runner, config, start, fully_trained, self.base_precision)
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, fully_trained)
-        matches = inject(model, config, self.trainable_modules)
+        matches = inject(model, config, self.trainable_modules, fresh=start is None or start.note is None)
         trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         base = without_trained(base, trained)
         wrap_again(runner)
@@ -142,6 +150,22 @@ class LoRAHook(Hook):
         elif self.base_precision == 'fp32':
             runner.register_hook(MergeForEvaluationHook(), priority=self.priority)
         report(runner, matches, slim.dropped(model), self._warn_unmatched)
+        self._report_blocks(runner, model)
+
+    def config_for(self, model: nn.Module) -> Any:
+        """PEFT's config for a model that is not adapted yet.
+
+        Raises:
+            ImportError: If PEFT is missing.
+            ValueError: If a field is wrong, or ``blocks`` are not in the model.
+        """
+        config = self.make_config()
+        return config if self.blocks is None else keep_to_blocks(model, config, self.blocks)
+
+    def _report_blocks(self, runner: Runner, model: nn.Module) -> None:
+        if self.blocks is not None:
+            span, count = block_range(model, self.blocks)
+            runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
 
     def before_train(self, runner: Runner) -> None:
         """Give the model its own ``init_weights`` back: the Runner's call, which must not draw adapters again, is over."""

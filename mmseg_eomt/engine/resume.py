@@ -299,9 +299,10 @@ def _check_schedules(runner: Runner, saved: Any, source: str) -> None:
     for schedule, state, expected in zip(runner.param_schedulers, saved, own):
         if isinstance(schedule, TwoWarmupsPolyLR):
             continue  # which refuses other numbers itself
-        for name in ('begin', 'end', 'total_iters', 'power', 'eta_min'):
+        for name in ('begin', 'end', 'total_iters', 'power', 'eta_min', 'eta_min_ratio'):
             if name in state and _plain(state[name]) != _plain(expected[name]):
+                what = 'learning rate' if schedule.param_name == 'lr' else schedule.param_name.replace('_', ' ')
                 runner.logger.warning(
-                    f'The learning rate schedule goes on as in the run to resume, with {name}={state[name]}; the config has '
+                    f'The {what} schedule goes on as in the run to resume, with {name}={state[name]}; the config has '
                     f'{expected[name]}.'
                 )

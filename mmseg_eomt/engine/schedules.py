@@ -45,7 +45,9 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``decay_joint_blocks``: Whether the joint blocks decay too; else they have ``lr``, and the blocks before them
               the same learning rates as with it. Default: True.
             - ``custom_keys``: ``{part of a name: dict(lr_mult=…, decay_mult=…)}``: factors for those parameters' learning
-              rate and weight decay, as the toolbox's constructors take them. Default: none.
+              rate and weight decay, as the toolbox's constructors take them: the longest key that is in a name counts.
+              ``'lora_'`` is in the names of LoRA's adapters, and ``'blocks'`` in those of all that is trained in the ViT's
+              blocks, biases beside adapters too. Default: none.
 
     Raises:
         ValueError: If ``paramwise_cfg`` has other keys, ``lr`` is missing, or nothing is trainable.
@@ -103,7 +105,7 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if rest.startswith('norm.'):
                 return PRETRAINED, 1.0
             block = re.match(r'blocks\.(\d+)\.', rest)
-            if isinstance(vit, EoMTHead) and not block:
+            if not block and (isinstance(vit, EoMTHead) or rest.startswith('rein.')):
                 return NEW, 1.0
             index = int(block[1]) + vit.first_block if block else 0
             if isinstance(vit, EoMTHead) and not self.paramwise_cfg['decay_joint_blocks']:

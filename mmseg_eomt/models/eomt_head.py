@@ -177,13 +177,13 @@ class EoMTHead(BaseModule):
         feature, prefix, rope = self._split(feats[self.in_index])
         grid = (feature.shape[-2], feature.shape[-1])
         x = feature.flatten(2).transpose(1, 2)  # (B, C, h, w) to patch tokens (B, h·w, C)
-        queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
+        queries = self.queries(feats[self.in_index]).expand(x.shape[0], -1, -1)
         x = torch.cat((queries, x) if prefix is None else (queries, prefix, x), dim=1)  # (B, Q + P + h·w, C)
         rope = None if rope is None else for_all_tokens(rope, x.shape[1])
 
         predictions = []
         probs = self._probs_of_masks() if self.training or masked else (None,) * self.num_joint_blocks
-        for block, prob in zip(self.blocks, probs):
+        for index, prob in enumerate(probs):
             query_mask = None
             if self.training or every_layer or prob is not None:
                 prediction = recomputed(self.with_cp, self._predict_layer, x, grid)
@@ -191,10 +191,20 @@ class EoMTHead(BaseModule):
                     predictions.append(prediction)
                 if prob is not None:
                     query_mask = self._query_mask(prediction[0].detach(), x.shape[1], grid, prob)
-            x = recomputed(self.with_cp, block, x, query_mask, rope)
+            x = self.run_block(index, x, query_mask, rope, grid)
         predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
+
+    def queries(self, output: Tensor | Sequence[Tensor]) -> Tensor:
+        """Queries (Q, C) that enter the first joint block, for the backbone's output at ``in_index``."""
+        return self.query_embed.weight
+
+    def run_block(
+        self, index: int, x: Tensor, query_mask: Tensor | None, rope: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor:
+        """Tokens (B, Q + P + h·w, C) through one joint block; ``grid`` is h and w, and ``rope`` is for all tokens."""
+        return recomputed(self.with_cp, self.blocks[index], x, query_mask, rope)
 
     def _probs_of_masks(self) -> list[float | Tensor | None]:
         """Each joint block's mask probability in a training step; None where it has no mask."""
@@ -205,7 +215,7 @@ class EoMTHead(BaseModule):
     def _split(self, output: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""
         parts: list[Any] = [output] if isinstance(output, Tensor) else list(output)
-        feature, prefix, rope = parts + [None] * (3 - len(parts))
+        feature, prefix, rope = (parts + [None] * 3)[:3]  # a subclass may take more
         if feature.shape[1] != self.in_channels:
             raise ValueError(
                 f"The backbone's output {self.in_index} has {feature.shape[1]} channels, but EoMTHead expects "

@@ -24,6 +24,7 @@ from mmseg_eomt.weights.compare import compare, refuse
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
+REINS = ('rein', 'joint_rein')  # nor does an EoMT that was trained without
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ def _may_be_new(name: str, found: ViTWeights, report: Report, training: bool) ->
     part = name.split('.')[0]
     if part == 'attn_mask_probs':
         return True
+    if training and part in REINS:
+        return not any(given.startswith(f'{part}.') for given in found.weights)
     if not training or part not in HEADS:
         return False
     return not found.is_eomt or part == 'input_projection' or _is_told(name, report)

@@ -92,6 +92,11 @@ def test_lora(small_config, base, save):
     assert_exact(small_config, lora=True, load_from=base, **changes)
 
 
+def test_lora_from_minor_directions_with_an_average(small_config, base):
+    hooks = [dict(type='LoRAHook', peft=dict(init_lora_weights='minor')), dict(type='EMAHook', momentum=0.3)]
+    assert_exact(small_config, lora=True, load_from=base, custom_hooks=hooks)
+
+
 @pytest.mark.skipif(WORKERS_ARE_SKIPPED, reason='onedl-mmengine')
 def test_with_worker_processes(small_config):
     assert_exact(small_config, **{'train_dataloader.num_workers': 2, 'train_dataloader.persistent_workers': True})
