@@ -256,15 +256,15 @@ def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], 
     from peft.functional import cast_adapter_dtype
     from peft.functional import set_adapter as peft_set_adapter
 
-    from mmseg_eomt.adapters.split_qkv import make_room
+    from mmseg_eomt.adapters.split_qkv import splitting
 
     if not tuner_layers(model):
         for parameter in model.parameters():
             parameter.requires_grad = False
     with peft_errors(source), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
-        make_room(model, config, name)
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with splitting(model, config, name):
+            inject_adapter_in_model(config, model, adapter_name=name)
         cast_adapter_dtype(model, name)
         sync_new_layers(model)
     weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
