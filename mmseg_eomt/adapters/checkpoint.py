@@ -7,7 +7,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.base_weights import differing, named_weights, restore_base
-from mmseg_eomt.adapters.config import as_values, changes_base, config_for, differences, peft_errors
+from mmseg_eomt.adapters.config import as_values, config_for, differences, peft_errors
+from mmseg_eomt.adapters.initial import base_from_starts
 from mmseg_eomt.adapters.inject import inject, unchanged_on_error
 from mmseg_eomt.adapters.names import (
     adapter_entries,
@@ -22,6 +23,7 @@ from mmseg_eomt.adapters.names import (
     tuner_layers,
 )
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
+from mmseg_eomt.adapters.starts import changes_base, keeps_start
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kind
 from mmseg_eomt.weights.class_heads import convert_class_heads
@@ -30,7 +32,9 @@ from mmseg_eomt.weights.compare import compare, refuse
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-SET_AS_IN_TRAINING = 'set the model, target_modules and trainable_modules as in training, or use a file that is complete'
+SET_AS_IN_TRAINING = (
+    'set the model, target_modules, blocks and trainable_modules as in training, or use a file that is complete'
+)
 KEY = 'adapter'  # of the note in a checkpoint's meta
 UNKNOWN_BASE: dict[str, Any] = dict(init_cfg={}, load_from=None, fingerprints={})
 _INIT_CFG = {'type', 'checkpoint', 'prefix', 'map_location'}  # mmengine's PretrainedInit; more would build other things
@@ -176,9 +180,11 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
 def left_out(model: nn.Module, base: dict[str, Any]) -> set[str]:
     """Names in an adapted model's state dict that can be found again: frozen weights that came from a file.
 
-    Base weights that the method has changed (PiSSA and the like) cannot, at least not to the last bit.
+    Base weights that the method has changed (PiSSA and the like) cannot, at least not to the last bit, unless what it took
+    out of them is kept.
     """
-    changed = any(changes_base(as_values(config)) for config in configs_of(model).values())
+    described = [as_values(config) for config in configs_of(model).values()]
+    changed = any(changes_base(values) and not keeps_start(values) for values in described)
     names = {
         name
         for name, parameter in model.named_parameters()
@@ -229,7 +235,7 @@ def adapt(model: nn.Module, given: dict[str, Any], weights: dict[str, Tensor], s
     if not given['complete']:
         restore_base(model, given['base'], base_names(weights), source)
     with peft_errors(source):
-        matches = inject(model, config, given['trainable_modules'])
+        matches = inject(model, config, given['trainable_modules'], fresh=False)
     layers = sum(len(names) for names in matches.values())
     print_log(f'Adapters in {layers} layers, as noted in the checkpoint', logger='current')
 
@@ -284,7 +290,7 @@ def fill_from_model(
     state_dict, beside = {**state_dict, **converted.values}, beside - converted.absent
     given = {name: value for name, value in state_dict.items() if name in own or name.startswith(prefix)}
     check_adapted(given, own, source, adapters | beside)
-    return origin.fitted({**own, **state_dict})
+    return origin.fitted({**own, **state_dict, **base_from_starts(model, state_dict, prefix, source)})
 
 
 def check_adapted(

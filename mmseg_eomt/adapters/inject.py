@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.config import as_values, depends_on_base
+from mmseg_eomt.adapters.initial import starting
 from mmseg_eomt.adapters.names import (
     adapter_names,
     belongs_to,
@@ -74,7 +75,9 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
     return matches
 
 
-def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str] = ()) -> dict[str, list[str]]:
+def inject(
+    model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str] = (), fresh: bool = True
+) -> dict[str, list[str]]:
     """Adapt the layers that the config targets, in place, and freeze everything but adapters and ``trainable_modules``.
 
     The model keeps its class and names; an adapted layer ``x`` becomes ``x.base_layer`` with its adapters beside it. A
@@ -86,6 +89,8 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
             trained.
         trainable_modules: Names of modules whose parameters are trained too, such as ``'decode_head.class_head'``. The
             config's ``modules_to_save`` are trained in the same way: in place, not in a second copy as PEFT does.
+        fresh: Whether the adapters start here. If not, a checkpoint brings their values, and a start that is kept with them
+            (:mod:`~.initial`) is not computed. Default: True.
 
     Returns:
         The names of the layers that each target matched.
@@ -105,9 +110,12 @@ def inject(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Seq
         from peft import inject_adapter_in_model
         from peft.functional import cast_adapter_dtype
 
-        with warnings.catch_warnings():
+        from mmseg_eomt.adapters.split_qkv import check_split
+
+        with warnings.catch_warnings(), starting(model, _fitted(model, config, whole), fresh) as fitted:
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
-            inject_adapter_in_model(_fitted(model, config, whole), model)
+            inject_adapter_in_model(fitted, model)
+        check_split(model, config)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
         sync_new_layers(model)
     num_trained = 0
@@ -281,7 +289,7 @@ def check_adapters(model: nn.Module, given: dict[str, Tensor]) -> None:
     }
     buffers = {name for name, _ in model.named_buffers()}
     differing = compare(given, own, known=given.keys() - buffers)
-    refuse('The checkpoint', differing, 'set r and target_modules as they were in training', RuntimeError)
+    refuse('The checkpoint', differing, 'set r, target_modules and blocks as they were in training', RuntimeError)
 
 
 _CONTAINERS = (dict, OrderedDict, list, set)  # of modules, parameters, hooks, and of PEFT's settings by adapter

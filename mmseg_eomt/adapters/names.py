@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Where PEFT cannot be imported, these are enough to see that a checkpoint has adapters, which cannot be used there.
 _WITHOUT_PEFT = ('lora_A', 'lora_B', 'hada_w1_a', 'lokr_w1', 'lokr_w1_a', 'oft_R', 'boft_R', 'ia3_l', 'hra_u')
+START_A, START_B = 'adapter_start_A', 'adapter_start_B'  # what LoRA has started from, where its start is kept (initial.py)
 # What LoRA's variants add to single layers, and what earlier versions of PEFT had.
 _BESIDE_THE_TABLE = (
     'lora_E',
@@ -24,6 +25,8 @@ _BESIDE_THE_TABLE = (
     'lora_arrow',
     'bone_block',
     'oft_r',
+    START_A,
+    START_B,
 )
 PREFIX = 'base_model.model.'  # of every name in PEFT's format
 _UNWRAPPED = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # which PEFT cannot save whole
@@ -123,7 +126,7 @@ def trained_modules(model: nn.Module) -> list[str]:
 def names_in_peft(model: nn.Module, adapter: str = 'default') -> dict[str, str]:
     """PEFT's name, without its prefix, of all that it keeps of an adapter, and the model's name; there may be two of one."""
     peft = import_peft()
-    state = model.state_dict()
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith((START_A, START_B))}
     by_id = {id(value): name for name, value in state.items()}
     saved = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
     return {name: by_id[id(value)] for name, value in saved.items() if id(value) in by_id}

@@ -3,6 +3,7 @@
 python tools/adapter.py info CHECKPOINT                     what it is, was trained on, and how large it is
 python tools/adapter.py export CONFIG CHECKPOINT FOLDER     write it in PEFT's own format
 python tools/adapter.py merge CONFIG CHECKPOINT OUT.pth     write a plain checkpoint that needs no PEFT
+python tools/adapter.py merge CONFIG FOLDER=0.5 FOLDER=0.5 OUT.pth    the same of several adapters of one base
 python tools/adapter.py diff CHECKPOINT CHECKPOINT          what differs between two
 
 CHECKPOINT is a file of a LoRA run or a folder in PEFT's format; CONFIG is the one that it was trained with.
@@ -12,6 +13,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner import CheckpointLoader
@@ -21,9 +23,11 @@ from mmseg.models import BaseSegmentor
 from mmseg_eomt.adapters import merge as merge_adapters
 from mmseg_eomt.adapters import save_adapter
 from mmseg_eomt.adapters.checkpoint import KEY, note_of, weights_of
+from mmseg_eomt.adapters.combine import METHODS, check_method
 from mmseg_eomt.adapters.config import as_values, from_values
 from mmseg_eomt.adapters.names import is_adapter, tuner_layers
 from mmseg_eomt.commands import errors_in_a_sentence
+from mmseg_eomt.commands.adapter_mix import mix, read_factors
 from mmseg_eomt.weights.arch import ARCH_NOTE
 from mmseg_eomt.whole import whole_file
 
@@ -62,15 +66,22 @@ def export(config: str, checkpoint: str, folder: str) -> None:
     print(f'{folder}: adapter_config.json and adapter_model.safetensors, {size / 1e6:,.1f} MB')
 
 
-def merge(config: str, checkpoint: str, out: str) -> None:
+def merge(config: str, checkpoint: list[str], out: str, **options: Any) -> None:
     """Write a plain checkpoint."""
     if Path(out).exists():
         raise ValueError(f'{out} is there already: name another file, or delete it.')
-    model, loaded, _ = build(config, checkpoint)
-    if tuner_layers(model):  # without any, the trained modules are in the model already
-        merge_adapters(model)
-    meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
-    meta.setdefault('dataset_meta', model.dataset_meta)
+    check_method(options['method'], options['density'])
+    factors = read_factors(checkpoint)
+    if factors:
+        model, meta = mix(config, factors, **options)
+    elif options['method'] != 'linear':
+        raise ValueError('--method combines several adapters: name each as FOLDER=FACTOR.')
+    else:
+        model, loaded, _ = build(config, checkpoint[0])
+        if tuner_layers(model):  # without any, the trained modules are in the model already
+            merge_adapters(model)
+        meta = {name: value for name, value in loaded.get('meta', {}).items() if name != KEY}
+        meta.setdefault('dataset_meta', model.dataset_meta)
     with whole_file(out) as new:
         torch.save(dict(meta=dict(meta, merged=True), state_dict=model.state_dict()), new)
     print(f'{out}: plain checkpoint, {Path(out).stat().st_size / 1e6:,.1f} MB')
@@ -165,6 +176,14 @@ def part(name: str) -> str:
     return f'{parts[0]} adapters' if is_adapter(name) else '.'.join(parts[:2])
 
 
+def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('checkpoint', nargs='+', help='a checkpoint, or FOLDER=FACTOR for each of several adapters')
+    parser.add_argument('out', help='the checkpoint to write')
+    parser.add_argument('--method', choices=METHODS, default='linear', help='how several adapters are combined')
+    parser.add_argument('--density', type=float, help='fraction of values that the methods other than linear keep')
+    parser.add_argument('--seed', type=int, default=0, help='of the random values that dare_linear and dare_ties keep')
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,12 +191,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for command, names in (
         (info, ['checkpoint']),
         (export, ['config', 'checkpoint', 'folder']),
-        (merge, ['config', 'checkpoint', 'out']),
+        (merge, ['config']),
         (diff, ['first', 'second']),
     ):
         sub = commands.add_parser(command.__name__, description=command.__doc__, help=command.__doc__)
         for name in names:
             sub.add_argument(name)
+        if command is merge:
+            _add_merge_arguments(sub)
         sub.set_defaults(command=command)
     args = vars(parser.parse_args(argv))
     command = args.pop('command')

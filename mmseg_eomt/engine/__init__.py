@@ -3,5 +3,13 @@
 from mmseg_eomt.engine.feature_cache import FeatureCacheHook
 from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor, MaskAnnealingHook, TwoWarmupsPolyLR
+from mmseg_eomt.engine.weight_decay import WeightDecayLogHook
 
-__all__ = ['EoMTOptimWrapperConstructor', 'FeatureCacheHook', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR']
+__all__ = [
+    'EoMTOptimWrapperConstructor',
+    'FeatureCacheHook',
+    'LoRAHook',
+    'MaskAnnealingHook',
+    'TwoWarmupsPolyLR',
+    'WeightDecayLogHook',
+]

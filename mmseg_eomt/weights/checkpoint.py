@@ -290,7 +290,8 @@ def from_segmentor(state_dict: StateDict) -> StateDict:
 def to_segmentor(weights: StateDict, num_joint_blocks: int) -> StateDict:
     """The reverse of :func:`from_segmentor`, for any split of the blocks."""
     first = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('blocks.')) - num_joint_blocks
-    head = ('norm.', 'input_projection.', 'query_embed.', 'class_head.', 'mask_head.', 'upscale.', 'attn_mask_probs')
+    parts = ('norm', 'input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale', 'joint_rein')
+    head = (*(f'{part}.' for part in parts), 'attn_mask_probs')
     out = {}
     for name, value in weights.items():
         if name.startswith(UNUSED):

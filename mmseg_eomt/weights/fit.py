@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.models.arch import ViTArch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.models.resize import grid_of, resize_patch_embed, resize_pos_embed
 from mmseg_eomt.weights.arch import check_arch
 from mmseg_eomt.weights.checkpoint import (
@@ -24,6 +25,7 @@ from mmseg_eomt.weights.compare import compare, refuse
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
+REINS = ('rein', 'joint_rein')  # nor does an EoMT that was trained without
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Target:
     tensors: StateDict
     grid_size: tuple[int, int] | None = None
     num_joint_blocks: int | None = None
-    head: EoMTHead | None = None
+    head: QueryHead | None = None
 
 
 @dataclass
@@ -221,6 +223,8 @@ def _may_be_new(name: str, found: ViTWeights, report: Report, training: bool) ->
     part = name.split('.')[0]
     if part == 'attn_mask_probs':
         return True
+    if training and part in REINS:
+        return not any(given.startswith(f'{part}.') for given in found.weights)
     if not training or part not in HEADS:
         return False
     return not found.is_eomt or part == 'input_projection' or _is_told(name, report)
@@ -344,8 +348,8 @@ def _is_alike(own: StateDict, given: StateDict) -> bool:
 
 
 def eomt_parameters(model: nn.Module) -> StateDict:
-    """The parameters of each :class:`EoMTViT` and :class:`EoMTHead` inside a model, by their names in it."""
-    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
+    """The parameters of each :class:`EoMTViT` and :class:`QueryHead` inside a model, by their names in it."""
+    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, QueryHead)))
     return {name: parameter for name, parameter in model.named_parameters() if parts and name.startswith(parts)}
 
 

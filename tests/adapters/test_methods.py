@@ -23,6 +23,13 @@ METHODS = {
     'PiSSA': dict(init_lora_weights='pissa'),
     'PiSSA, randomised': dict(init_lora_weights='pissa_niter_2'),
     'OLoRA': dict(init_lora_weights='olora'),
+    'minor directions': dict(init_lora_weights='minor'),
+    'MiCA': dict(init_lora_weights='mica'),
+    'orthogonal': dict(init_lora_weights='orthogonal'),
+    'gaussian': dict(init_lora_weights='gaussian'),
+    'EVA': dict(init_lora_weights='eva'),
+    'CorDA': dict(init_lora_weights='corda'),
+    'LoRA-GA': dict(init_lora_weights='lora_ga'),
     'rank pattern': dict(r=2, rank_pattern={'backbone.blocks.0.attn.qkv': 6}),
     'chosen blocks': dict(layers_to_transform=[1], layers_pattern='blocks'),
     'expression': dict(target_modules=r'decode_head\.blocks\.\d\.(attn\.qkv|mlp\.fc[12])'),
@@ -60,6 +67,8 @@ def _assert_all_is_asked_for(model: torch.nn.Module, state_dict: dict[str, torch
 def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
     if method == 'biases' and Version(peft.__version__) < Version('0.21'):
         pytest.skip("earlier versions of PEFT's format have no place for bare biases, and save_adapter says so")
+    if method == 'CorDA':
+        pytest.importorskip('attr', reason="PEFT's CorDA imports attrs, which PEFT does not ask for")
     exported = method != 'PiSSA, randomised'  # PEFT would draw its change of the base anew
     hook = dict(type='LoRAHook', peft=METHODS[method], save_adapter=exported)
     config = small_config(lora=True, load_from=base, max_iters=2, custom_hooks=[hook])
@@ -75,7 +84,7 @@ def test_a_method_trains_is_saved_loaded_and_merged(small_config, base, method):
 
     checkpoint = Path(runner.work_dir) / 'iter_2.pth'
     kept = any('base_layer.weight' in name for name in torch.load(checkpoint, weights_only=True)['state_dict'])
-    assert kept == ('init_lora_weights' in METHODS[method])  # these change the base
+    assert kept == (METHODS[method].get('init_lora_weights') in ('pissa', 'pissa_niter_2', 'olora'))  # these change the base
     loaded = init_model(small_config(lora=True), str(checkpoint), device='cpu')
     assert torch.allclose(scores(loaded), expected, atol=0)
 

@@ -26,7 +26,7 @@ class _Stop(Hook):
             raise KeyboardInterrupt
 
 
-class _Note(Hook):
+class NoteBatches(Hook):
     """Note each loss and each batch, and draw within evaluations."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def augmented(config: Config) -> Config:
 
 def train(config: Config, stop: int | None = None) -> tuple[Runner, list[tuple]]:
     runner = Runner.from_cfg(augmented(config))
-    note = _Note()
+    note = NoteBatches()
     runner.register_hook(note, priority='LOW')
     if stop is None:
         runner.train()
@@ -90,6 +90,11 @@ def test_a_config_without_any_of_the_plugins_hooks(small_config):
 def test_lora(small_config, base, save):
     changes = {'custom_hooks.0.save': save, 'custom_hooks.0.lora_dropout': 0.1}
     assert_exact(small_config, lora=True, load_from=base, **changes)
+
+
+def test_lora_from_minor_directions_with_an_average(small_config, base):
+    hooks = [dict(type='LoRAHook', peft=dict(init_lora_weights='minor')), dict(type='EMAHook', momentum=0.3)]
+    assert_exact(small_config, lora=True, load_from=base, custom_hooks=hooks)
 
 
 @pytest.mark.skipif(WORKERS_ARE_SKIPPED, reason='onedl-mmengine')

@@ -1,0 +1,180 @@
+"""Several tasks in one pass: what each gives alone, with the trunk run once."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from conftest import relative_error
+from mmengine.runner import Runner
+from mmseg.apis import inference_model, init_model
+
+from mmseg_eomt.adapters.names import adapter_names, plain_name
+from mmseg_eomt.tasks import load_tasks
+
+pytest_plugins = ['small_tasks']
+
+
+def alone(config, checkpoints: dict, images: list) -> dict[str, list]:
+    """Each task's samples from a model of its own."""
+    found = {}
+    for name, checkpoint in checkpoints.items():
+        options = {'model.decode_head.num_classes': 3} if name == 'signs' else {}
+        model = init_model(config(name=name, **options), checkpoint, device='cpu')
+        found[name] = inference_model(model, images)
+    return found
+
+
+def counted(model) -> Counter:
+    """Runs of each block of the trunk from now on."""
+    runs: Counter = Counter()
+    blocks = {id(block): (i, block) for task in model.tasks.values() for i, block in enumerate(task.backbone.blocks)}
+    for i, block in blocks.values():
+        block.register_forward_hook(lambda *_, i=i: runs.update([i]))
+    return runs
+
+
+@pytest.mark.parametrize('mode', ['whole', 'slide', 'slide_evenly'])
+def test_tasks_in_one_pass_give_bit_for_bit_what_each_gives_alone(small_config, tasks_config, checkpoints, images, mode):
+    options = {'model.test_cfg.mode': mode}
+    expected = alone(lambda **changes: small_config(**{**options, **changes}), checkpoints, images)
+    model = load_tasks(tasks_config(options), device='cpu')
+
+    samples = inference_model(model, images)
+
+    for i, sample in enumerate(samples):
+        assert list(sample.tasks) == list(checkpoints)
+        for name, given in [*sample.tasks.items(), ('day', sample)]:
+            assert torch.equal(given.seg_logits.data, expected[name][i].seg_logits.data), name
+            assert torch.equal(given.pred_sem_seg.data, expected[name][i].pred_sem_seg.data)
+    assert not torch.equal(samples[0].tasks['day'].seg_logits.data, samples[0].tasks['dusk'].seg_logits.data)
+
+
+def test_heads_on_one_encoder_run_its_blocks_once(tasks_config, checkpoints, images):
+    model = load_tasks(tasks_config(day=checkpoints['day'], signs=checkpoints['signs']), device='cpu')
+    runs = counted(model)
+    inference_model(model, images[:1])
+    assert runs == {0: 1, 1: 1}
+
+
+def test_adapters_run_the_blocks_from_their_first_on_once_each(tasks_config, images):
+    model = load_tasks(tasks_config(), device='cpu')
+    runs = counted(model)
+    inference_model(model, images)
+    assert runs == {0: 2, 1: 3}  # day, night and signs together, and dusk; then night alone too
+
+
+def test_windows_run_the_trunk_once_each(tasks_config, checkpoints, images):
+    config = tasks_config({'model.test_cfg.mode': 'slide_evenly'}, day=checkpoints['day'], signs=checkpoints['signs'])
+    model = load_tasks(config, device='cpu')
+    runs = counted(model)
+    inference_model(model, images[:1])  # 64×128 in windows of 64×64
+    assert runs == {0: 2, 1: 2}
+
+
+def test_tasks_of_one_adapter_share_its_run(tasks_config, checkpoints, images):
+    model = load_tasks(tasks_config(a=checkpoints['dusk'], b=checkpoints['dusk']), device='cpu')
+    runs = counted(model)
+    inference_model(model, images[:1])
+    assert runs == {0: 1, 1: 1}
+
+
+def test_the_encoders_weights_are_kept_once(tasks_config):
+    model = load_tasks(tasks_config(), device='cpu')
+    kept: dict[str, set[int]] = {}
+    for task in model.tasks.values():
+        adapters = set(adapter_names(task))
+        for name, parameter in task.named_parameters():
+            if name.startswith('backbone.') and name not in adapters:
+                kept.setdefault(plain_name(name), set()).add(id(parameter))
+    assert set(map(len, kept.values())) == {1}
+    assert torch.equal(model.tasks['night'].backbone.pos_embed, model.tasks['day'].backbone.pos_embed)
+
+
+def test_images_of_a_batch_may_each_have_their_own_tasks(tasks_config, checkpoints, images):
+    model = load_tasks(tasks_config(), device='cpu')
+    batch = torch.randn(4, 3, 64, 96)
+    wanted = ['dusk', 'signs', ['night', 'day'], 'dusk']
+    with torch.no_grad():
+        samples = model.predict(batch, tasks=wanted)
+        assert [list(sample.tasks) for sample in samples] == [['dusk'], ['signs'], ['night', 'day'], ['dusk']]
+        for i, sample in enumerate(samples):
+            for name, given in sample.tasks.items():
+                expected = model.predict(batch[i : i + 1], tasks=name)[0].seg_logits.data
+                assert given.seg_logits.data.shape == expected.shape
+                assert relative_error(given.seg_logits.data, expected) < 1e-5
+            assert torch.equal(sample.seg_logits.data, next(iter(sample.tasks.values())).seg_logits.data)
+
+
+def test_the_models_of_tasks_have_their_own_classes(tasks_config):
+    model = load_tasks(tasks_config(), ['signs', 'dusk'], device='cpu')
+    assert model.dataset_meta == model.tasks['signs'].dataset_meta
+    assert model.dataset_meta['classes'] == ['none', 'sign', 'pole']
+    assert len(model.tasks['dusk'].dataset_meta['classes']) == 19
+    assert model.decode_head.num_classes == 3
+
+
+def other_files(checkpoints: dict, folder) -> dict[str, dict]:
+    """Checkpoints that do not go with the others."""
+    files = {}
+    for name, change in dict(
+        moved=lambda saved: saved['state_dict']['backbone.blocks.1.mlp.fc1.weight'].add_(1e-3),
+        unnamed=lambda saved: saved.update(meta={}),
+    ).items():
+        saved = torch.load(checkpoints['signs'])
+        change(saved)
+        torch.save(saved, folder / f'{name}.pth')
+        files[name] = str(folder / f'{name}.pth')
+    return files
+
+
+def test_what_is_no_task_of_this_encoder_is_refused_in_a_sentence(tasks_config, config_file, checkpoints, tmp_path):
+    day, files = checkpoints['day'], other_files(checkpoints, tmp_path)
+    shifted = config_file(tasks_config({'model.data_preprocessor.mean': [0.0, 0.0, 0.0]}))
+    text = shifted.read_text().replace("type='MultiTaskSegmentor'", "type='EoMTSegmentor'")
+    shifted.write_text(re.sub(r'tasks=dict\(.*?\),\n', '', text, flags=re.S))
+    for tasks, message in (
+        (
+            dict(day=day, signs=files['moved']),
+            "'day' and 'signs' have different encoders: 1 of .* backbone.blocks.1.mlp.fc1.weight",
+        ),
+        (dict(dusk=checkpoints['dusk'], signs=files['moved']), "'dusk' and 'signs' have different encoders"),
+        (dict(signs=files['unnamed']), "task 'signs' does not name its classes: give the task the config"),
+        (dict(day=dict(checkpoint=day, config=str(shifted))), "'day' has another data_preprocessor .* mean differs"),
+        ({'../day': day}, 'named with letters'),
+        (dict(day=dict(file=day)), "'day' is a checkpoint's path or dict"),
+        (dict(day=3), "'day' is a checkpoint's path or dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_tasks(tasks_config(**tasks), device='cpu')
+
+
+def test_unknown_tasks_and_training_are_refused(tasks_config, small_config, images):
+    with pytest.raises(ValueError, match="no task 'dsuk': the tasks are day, dusk, night, signs"):
+        load_tasks(tasks_config(), ['dsuk'], device='cpu')
+    with pytest.raises(ValueError, match='has no tasks'):
+        load_tasks(small_config(), device='cpu')
+    model = load_tasks(tasks_config(), ['day', 'signs'], device='cpu')
+    batch = torch.zeros(2, 3, 64, 64)
+    for tasks, message in (
+        ('dusk', "no task 'dusk': the tasks are day, signs"),
+        (['day'], 'an entry for each of 2 images, got 1'),
+        (['day', []], 'Each image needs a task'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predict(batch, tasks=tasks)
+    with pytest.raises(ValueError, match='train each task on its own'):
+        model.loss(batch, [])
+
+
+def test_init_model_and_a_runner_take_the_config_of_tasks(small_config, tasks_config, checkpoints, images):
+    config = tasks_config()
+    config.test_pipeline = config.test_dataloader.dataset.pipeline
+    model = init_model(config, device='cpu')
+    assert list(inference_model(model, images[0]).tasks) == list(checkpoints)
+
+    runner = Runner.from_cfg(tasks_config({'model.task': 'night'}))
+    found = runner.test()
+    expected = Runner.from_cfg(small_config(load_from=checkpoints['day'], name='day')).test()
+    assert runner.model.chosen == ('night',)
+    assert found.keys() == expected.keys() and found != expected
