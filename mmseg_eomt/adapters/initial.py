@@ -97,7 +97,7 @@ def _begin(name: str, layer: Any, start: str, weight: Tensor | None) -> None:
 
 def blocks_of(layer: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of a LoRA layer's A (r, in), B (out, r) and weight (out, in), one for each part that is adapted apart."""
-    count = 1
+    count = getattr(layer.lora_B['default'], 'num_blocks', 1)  # of split_qkv.py
     return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 

@@ -57,6 +57,8 @@ def split_config(config: PeftConfig) -> SplitLoraConfig:
 class BlockLinear(nn.Linear):
     """Linear layers (r, d) side by side: each third of the input goes through its own third of the rows."""
 
+    num_blocks = NUM_BLOCKS
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, 3r) to (…, 3d)."""
         parts = zip(x.chunk(NUM_BLOCKS, dim=-1), self.weight.chunk(NUM_BLOCKS), strict=True)
@@ -146,7 +148,7 @@ def is_fused(module: nn.Module) -> bool:
 def num_blocks(layer: Any, adapter: str = 'default') -> int:
     """Number of pairs that an adapter has in a layer of PEFT's: 3 where it is split, and 1 elsewhere."""
     pairs = getattr(layer, 'lora_B', {})
-    return NUM_BLOCKS if adapter in pairs and isinstance(pairs[adapter], BlockLinear) else 1
+    return getattr(pairs[adapter], 'num_blocks', 1) if adapter in pairs else 1
 
 
 def split_layers(model: nn.Module, adapter: str = 'default') -> list[str]:

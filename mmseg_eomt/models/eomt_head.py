@@ -82,7 +82,7 @@ class EoMTHead(QueryHead):
     def _split(self, output: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""
         parts: list[Any] = [output] if isinstance(output, Tensor) else list(output)
-        feature, prefix, rope = parts + [None] * (3 - len(parts))
+        feature, prefix, rope = (parts + [None] * 3)[:3]  # a subclass may take more
         if feature.shape[1] != self.in_channels:
             raise ValueError(
                 f"The backbone's output {self.in_index} has {feature.shape[1]} channels, but EoMTHead expects "

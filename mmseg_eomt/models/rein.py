@@ -177,7 +177,7 @@ class ReinHead(EoMTHead):
 
     def queries(self, feats: Features) -> Tensor:
         """Learned queries (Q, C) and their link to the tokens."""
-        output = feats[self.in_index]
+        output: Any = feats[self.in_index]
         tokens = None if isinstance(output, Tensor) else output[-1]
         if tokens is None or len(output) != 4:
             raise ValueError('ReinHead takes its tokens from a ReinViT: set it as the type of the backbone.')

@@ -53,7 +53,8 @@ class EoMTSegmentor(EncoderDecoder):
         vit: ``arch``, ``patch_size``, ``num_joint_blocks`` and ``with_cp`` of both, ``img_size`` and ``num_register_tokens``
             of the backbone, and ``pretrained``: path, URL or ``hf://owner/repo`` of a public ViT or EoMT, which is read once
             for both. With :class:`PMTHead`, ``pretrained`` is the backbone's, and there are no joint blocks. ``img_size`` is
-            also ``size`` of ``data_preprocessor``, and ``crop_size`` and ``stride`` of ``test_cfg``, where they are not given. Default: None, for parts that say everything themselves.
+            also ``size`` of ``data_preprocessor``, and ``crop_size`` and ``stride`` of ``test_cfg``, where they are not
+            given. Default: None, for parts that say everything themselves.
         kwargs: As of ``EncoderDecoder``. A Pretrained ``init_cfg`` of the segmentor is read in place of ``pretrained``.
 
     Raises:
