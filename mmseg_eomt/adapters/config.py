@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mmseg_eomt.adapters.starts import changes_base, with_settings
 from mmseg_eomt.requirements import check
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def lora_config(
 
     Raises:
         ImportError: If PEFT is not installed, with the command that installs it.
-        ValueError: If a number is out of range, the targets are no list of names, or PEFT knows no such field.
+        ValueError: If a number is out of range, the targets are no list of names, the start cannot be used here, or PEFT
+            knows no such field.
     """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f'The rank r must be a whole number of at least 1, got {r!r}.')
@@ -74,7 +76,8 @@ def lora_config(
             f'{others["target_parameters"]} are weights without a layer of their own, and take no dropout in front of their '
             f'adapters: set lora_dropout=0, got {lora_dropout}.'
         )
-    return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **others})
+    import_peft()
+    return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **with_settings(others)})
 
 
 def _ends_in_attention(target: str) -> bool:
@@ -181,32 +184,6 @@ def differences(given: dict, own: dict) -> list[str]:
     if changes_base(given) or changes_base(own):
         names += [name for name in ('init_lora_weights', 'init_weights') if name in given]
     return [f'{name}: {given[name]!r}, here {own.get(name)!r}' for name in names if given[name] != own.get(name)]
-
-
-def start_of(values: dict) -> Any:
-    """How the adapters of a described config start: True, or a name such as ``'pissa'``."""
-    return values.get('init_lora_weights', values.get('init_weights', True))
-
-
-def changes_base(values: dict) -> bool:
-    """Whether the method takes its first values out of the base weights, which it changes: PiSSA, OLoRA and the like."""
-    start = start_of(values)
-    return isinstance(start, str) and start not in ('gaussian', 'orthogonal', 'mica', 'eva')
-
-
-def keeps_start(values: dict) -> bool:
-    """Whether :func:`changes_base`, and the start is kept beside the adapters (:mod:`~.initial`)."""
-    return start_of(values) in ('minor', 'corda', 'lora_ga')
-
-
-def draws_base_change(values: dict) -> bool:
-    """Whether :func:`changes_base` comes out otherwise each time: only exact decompositions can be made again."""
-    return changes_base(values) and not keeps_start(values) and start_of(values) not in ('pissa', 'olora')
-
-
-def depends_on_base(values: dict) -> bool:
-    """Whether fresh adapters are computed from the base weights: those of :func:`changes_base`, and DoRA's magnitudes."""
-    return bool(values.get('use_dora')) or changes_base(values)
 
 
 def _plain(value: Any) -> Any:

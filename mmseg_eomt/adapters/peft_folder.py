@@ -20,10 +20,8 @@ from mmseg_eomt.adapters.checkpoint import (
 )
 from mmseg_eomt.adapters.config import (
     as_values,
-    changes_base,
     config_for,
     digest_of,
-    draws_base_change,
     peft_errors,
     read_config,
 )
@@ -41,6 +39,7 @@ from mmseg_eomt.adapters.names import (
 )
 from mmseg_eomt.adapters.separate_qkv import is_separate
 from mmseg_eomt.adapters.split_folder import join, separate
+from mmseg_eomt.adapters.starts import changes_base, draws_base_change
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.arch import check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_values, read_file, read_safetensors, write_safetensors

@@ -17,13 +17,13 @@ from mmseg_eomt.adapters.base_weights import without_trained
 from mmseg_eomt.adapters.blocks import block_range, keep_to_blocks
 from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
-from mmseg_eomt.adapters.initial import config_to_evaluate
 from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_hooks import FrozenNormsHook, MergeForEvaluationHook, SlimCheckpointHook, UnusedAdaptersHook
-from mmseg_eomt.engine.lora_base import bring_base, read_start
+from mmseg_eomt.engine.data_starts import look_at_data
+from mmseg_eomt.engine.lora_base import bring_base, config_of_run, read_start
 from mmseg_eomt.engine.runner_state import is_resuming, is_training, segmentor_of
 from mmseg_eomt.whole import whole_file
 
@@ -126,14 +126,15 @@ class LoRAHook(Hook):
             if not start.merged:
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
-        config = self.config_for(model)
-        if start is not None and start.note is not None and not training:
-            config = config_to_evaluate(config, start.note['peft'])
+        config = config_of_run(runner, self.config_for(model), start)
         fully_trained = fully_trained_modules(model, config, self.trainable_modules)
         base = bring_base(runner, config, start, fully_trained, self.base_precision)
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, fully_trained)
-        matches = inject(model, config, self.trainable_modules, fresh=start is None or start.note is None)
+        fresh = start is None or start.note is None
+        if fresh:
+            look_at_data(runner, config, fully_trained)
+        matches = inject(model, config, self.trainable_modules, fresh)
         trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         base = without_trained(base, trained)
         wrap_again(runner)

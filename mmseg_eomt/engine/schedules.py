@@ -18,6 +18,7 @@ from mmseg_eomt.adapters.names import plain_name
 from mmseg_eomt.engine.runner_state import segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.query_head import QueryHead
 
 PRETRAINED, NEW = 'pretrained', 'new'
 
@@ -240,18 +241,18 @@ class MaskAnnealingHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the head and fix the iterations for this run's length."""
-        heads = [module for module in segmentor_of(runner).modules() if isinstance(module, EoMTHead)]
+        heads = [module for module in segmentor_of(runner).modules() if isinstance(module, QueryHead)]
         if len(heads) != 1:
-            raise ValueError(f'MaskAnnealingHook needs a model with one EoMTHead, found {len(heads)}.')
+            raise ValueError(f'MaskAnnealingHook needs a model with one EoMTHead or PMTHead, found {len(heads)}.')
         self._head = heads[0]
-        num_blocks = self._head.num_joint_blocks
+        num_blocks = len(self._head.blocks)
         if self.start_iters is None or self.end_iters is None:
             edges = [int(runner.max_iters * i / (num_blocks + 2)) for i in range(1, num_blocks + 2)]
             # a run shorter than its joint blocks has no room for annealing: one iteration each
             self._spans = [(start, max(end, start + 1)) for start, end in itertools.pairwise(edges)]
         else:
             if len(self.start_iters) != num_blocks:
-                raise ValueError(f'{num_blocks} joint blocks need as many start_iters, got {len(self.start_iters)}.')
+                raise ValueError(f'{num_blocks} blocks need as many start_iters, got {len(self.start_iters)}.')
             self._spans = list(zip(self.start_iters, self.end_iters))
         self._head.set_mask_probs(self.mask_probs(runner.iter), first=True)
         last_end = max(end for _, end in self._spans)
