@@ -9,6 +9,8 @@ from conftest import relative_error
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
+from mmseg_eomt.adapters import inject, lora_config, save_adapter
+from mmseg_eomt.adapters.base_weights import describe_base
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.tasks import load_tasks
 
@@ -104,6 +106,30 @@ def test_images_of_a_batch_may_each_have_their_own_tasks(tasks_config, checkpoin
                 assert given.seg_logits.data.shape == expected.shape
                 assert relative_error(given.seg_logits.data, expected) < 1e-5
             assert torch.equal(sample.seg_logits.data, next(iter(sample.tasks.values())).seg_logits.data)
+
+
+def test_lora_adapters_of_a_mixed_batch_run_each_block_once(tasks_config, images):
+    model = load_tasks(tasks_config(), device='cpu')
+    runs = counted(model)
+    with torch.no_grad():
+        samples = model.predict(torch.randn(3, 3, 64, 64), tasks=['dusk', 'day', 'night'])
+    assert runs == {0: 1, 1: 1}
+    assert [list(sample.tasks) for sample in samples] == [['dusk'], ['day'], ['night']]
+
+
+def test_adapters_of_other_methods_run_apart(tasks_config, checkpoints, small_config, tmp_path):
+    model = init_model(small_config(), checkpoints['day'], device='cpu')
+    known = describe_base(model, dict(model.named_parameters()), checkpoints['day'])
+    inject(model, lora_config(4, 8, 0.0, ['proj'], use_dora=True))
+    save_adapter(model, tmp_path / 'dora', base=known, meta=dict(dataset_meta=model.dataset_meta))
+    model = load_tasks(tasks_config(dora=str(tmp_path / 'dora'), dusk=checkpoints['dusk']), device='cpu')
+    runs, batch = counted(model), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        samples = model.predict(batch, tasks=['dora', 'dusk'])
+        assert runs == {0: 2, 1: 2}
+        for i, name in enumerate(('dora', 'dusk')):
+            expected = model.predict(batch[i : i + 1], tasks=name)[0].seg_logits.data
+            assert torch.equal(samples[i].seg_logits.data, expected)
 
 
 def test_the_models_of_tasks_have_their_own_classes(tasks_config):
