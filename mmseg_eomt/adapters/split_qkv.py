@@ -34,7 +34,9 @@ class SplitLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        without = dict(use_dora=(False,), lora_bias=(False,), bias=('none',), target_parameters=(None, []))
+        without: dict[str, Any] = dict(
+            use_dora=(False,), lora_bias=(False,), bias=('none', 'lora_only'), target_parameters=(None, [])
+        )
         asked = [name for name, values in without.items() if getattr(self, name) not in values]
         if self.init_lora_weights in _FROM_DATA:
             asked.append('init_lora_weights')

@@ -27,7 +27,7 @@ from mmseg_eomt.models.segmentor import check_split
 from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint import Checkpoint, Purpose
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
-from mmseg_eomt.weights.fit import fit_checkpoint
+from mmseg_eomt.weights.fit_pmt import fit_model
 
 NAMES = dict(train='training', val='validation', test='test')
 NUM_SHOWN = 3
@@ -122,7 +122,7 @@ def fit_run_checkpoint(runner: Runner, checkpoint: Any) -> None:
     origin = replace(Checkpoint.of(read), purpose=purpose)
     weights: Any = origin.attach(read)
     if note_of(checkpoint) is None and not tuner_layers(model):
-        fitted = fit_checkpoint(model, weights)
+        fitted = fit_model(model, weights)
         if Checkpoint.of(fitted).is_fitted and origin.purpose == 'resume':
             raise ValueError(
                 f'{origin.source} is of a model with another img_size than the run to resume: set it as it was, or start a '
