@@ -9,7 +9,7 @@ from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
-from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT  # noqa: E402
+from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT, LateralViT, PMTHead  # noqa: E402
 from mmseg_eomt.patches import runner  # noqa: E402
 from mmseg_eomt.tasks import MultiTaskSegmentor  # noqa: E402
 from mmseg_eomt.weights.sources import register_folders, register_sources  # noqa: E402
@@ -28,9 +28,11 @@ __all__ = [
     'EoMTResize',
     'EoMTSegmentor',
     'EoMTViT',
+    'LateralViT',
     'LoRAHook',
     'MaskAnnealingHook',
     'MultiTaskSegmentor',
+    'PMTHead',
     'TwoWarmupsPolyLR',
     '__version__',
     'anomaly',

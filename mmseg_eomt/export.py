@@ -25,7 +25,7 @@ from mmseg_eomt.whole import whole_file
 
 OPSET = 18
 DEFAULT_MULTIPLE = 32  # sides of the images for a backbone without patch_size
-Scores = Tensor | tuple[Tensor, Tensor]  # of the classes; of the classes and of anomalies
+Scores = Tensor | tuple[Tensor, ...]  # of the classes; of the classes and of anomalies; of each task
 Run = Callable[[Tensor], Scores]
 
 
@@ -61,11 +61,7 @@ class ImageToScores(nn.Module):
             raise ValueError(
                 'A graph draws nothing at random, as evaluation does with test_cfg.masked_attention: set it to False.'
             )
-        if tuner_layers(model):
-            merge(model)
-        if hasattr(model.decode_head, 'query_tolerance'):
-            model.decode_head.query_tolerance = 0.0
-        self.outputs = GraphOutputs(model.decode_head, anomaly)
+        self.outputs: Any = self.prepare(model, anomaly)
         self.segmentor: BaseSegmentor = model.requires_grad_(False)
         processor = model.data_preprocessor
         self.to_bgr = not is_rgb(model)
@@ -74,6 +70,19 @@ class ImageToScores(nn.Module):
             self.register_buffer('mean', processor.mean.clone())
             self.register_buffer('std', processor.std.clone())
         self.eval()
+
+    def prepare(self, model: BaseSegmentor, anomaly: Sequence[str]) -> Any:
+        """Merge the model's adapters, and say what its prediction is split into."""
+        if tuner_layers(model):
+            merge(model)
+        if hasattr(model.decode_head, 'query_tolerance'):
+            model.decode_head.query_tolerance = 0.0
+        return GraphOutputs(model.decode_head, anomaly)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs."""
+        return ['scores', *(['anomaly'] if self.outputs.names else [])]
 
     def forward(self, image: Tensor) -> Scores:
         """Scores (B, K, H, W) of an image (B, 3, H, W), and anomaly scores (B, E, H, W) if some are asked for."""
@@ -96,8 +105,6 @@ class ImageToScores(nn.Module):
 
     def metadata(self) -> dict[str, str]:
         """What one has to know to use the graph, as strings; classes, mean and std as JSON."""
-        classes = getattr(self.segmentor, 'dataset_meta', None) or {}
-        names = list(classes.get('classes') or ())
         known = dict(input='RGB, 0 to 255', patch_size=str(self.multiple))
         if self.normalises:
             rgb = slice(None, None, -1 if self.to_bgr else 1)
@@ -105,6 +112,13 @@ class ImageToScores(nn.Module):
                 mean=json.dumps([round(value, 4) for value in self.mean.flatten().tolist()[rgb]]),
                 std=json.dumps([round(value, 4) for value in self.std.flatten().tolist()[rgb]]),
             )
+        return {**known, **self.classes()}
+
+    def classes(self) -> dict[str, str]:
+        """The part of the metadata that says what the channels of the outputs are."""
+        known = {}
+        classes = getattr(self.segmentor, 'dataset_meta', None) or {}
+        names = list(classes.get('classes') or ())
         if len(names) == self.outputs.num_classes:
             known['classes'] = json.dumps(names)
         if self.outputs.names:
@@ -168,13 +182,16 @@ def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str,
         torch.export.save(program, new, extra_files={'metadata.json': json.dumps(metadata)})
 
 
-def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
+def save_onnx(
+    program: ExportedProgram, path: str | Path, metadata: dict[str, str], outputs: Sequence[str] = ('scores',)
+) -> None:
     """Write a program as ONNX (opset 18), metadata included, and have onnx check it.
 
     Args:
         program: Of :func:`to_program`.
         path: Of the file; weights of more than 1.5 GB go into a second one beside it, ``.data`` appended to its name.
         metadata: For ``metadata_props``.
+        outputs: Names of the program's outputs. Default: ``('scores',)``.
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is missing.
@@ -183,7 +200,6 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
     import onnx
 
     names = {0: 'batch', 2: 'height', 3: 'width'}
-    outputs = ['scores', 'anomaly'][: len(program.graph_signature.user_outputs)]
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)  # it names each package that it could translate and is not here
@@ -192,7 +208,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, metadata: dict[str, st
             warnings.simplefilter('ignore')
             exported = cast(
                 ONNXProgram,
-                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=outputs, verbose=False),
+                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=list(outputs), verbose=False),
             )
     finally:
         logger.setLevel(level)
@@ -229,7 +245,7 @@ def load_onnx(path: str | Path) -> Run:
 
     def run(image: Tensor) -> Scores:
         outputs = [torch.from_numpy(values) for values in session.run(None, {'image': image.numpy()})]
-        return (outputs[0], outputs[1]) if len(outputs) > 1 else outputs[0]
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     return run
 

@@ -224,6 +224,34 @@ def public_eomt_dinov3(s: Sizes) -> StateDict:
     return {f'network.encoder.backbone.{name}': value for name, value in vit.items()} | public_heads(s)
 
 
+def public_decoder(s: Sizes) -> StateDict:
+    out = {}
+    for i in range(3):
+        out |= s.norm(f'bn.{i}') | s.draw(**{f'bn.{i}.{name}': (s.dims,) for name in ('running_mean', 'running_var')})
+        out[f'bn.{i}.num_batches_tracked'] = torch.tensor(7)
+        out |= s.pair(f'decoder.lateral_projections.{i}.0', s.dims // 2, s.dims)
+        out |= s.pair(f'decoder.lateral_projections.{i}.2', s.dims, s.dims // 2)
+        out |= s.draw(**{f'decoder.scalers.{i}': (s.dims,)})
+    sizes = Sizes(0, **{**vars(s), 'gated': False, 'layers': s.joint})
+    blocks = {name: value for name, value in hf_dinov3(sizes, 'blocks').items() if name.startswith('blocks.')}
+    heads = {name.removeprefix('network.'): value for name, value in public_heads(s).items() if 'encoder' not in name}
+    heads.pop('criterion.empty_weight')
+    out |= {f'decoder.{name}': value for name, value in (s.norm('decoder_norm') | blocks | heads).items()}
+    return {f'network.{name}': value for name, value in out.items()}
+
+
+def _encoder(theirs: StateDict) -> StateDict:
+    return {name: value for name, value in theirs.items() if name.startswith('network.encoder.')}
+
+
+def public_pmt(s: Sizes) -> StateDict:
+    return _encoder(public_eomt(s)) | public_decoder(s)
+
+
+def public_pmt_dinov3(s: Sizes) -> StateDict:
+    return _encoder(public_eomt_dinov3(s)) | public_decoder(s)
+
+
 LAYOUTS = {
     'DINOv2 release': dinov2_release,
     'DINOv3 release': dinov3_release,
@@ -239,4 +267,7 @@ LAYOUTS = {
     'ViT of MMPretrain': mmpretrain_vit,
     'public EoMT (DINOv2)': public_eomt,
     'public EoMT (DINOv3)': public_eomt_dinov3,
+    'public PMT (DINOv2)': public_pmt,
+    'public PMT (DINOv3)': public_pmt_dinov3,
+    'decoder of a public PMT': public_decoder,
 }

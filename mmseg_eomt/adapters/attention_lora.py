@@ -7,14 +7,22 @@ from peft.tuners.lora import Linear, ParamWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mmseg_eomt.adapters.split_qkv import SplitLinear
 
-class ReadLinear(Linear):
-    """PEFT's adapted linear layer with the adapters in its ``weight`` too; there is no dropout in front of them there."""
 
+class _ReadWeight(Linear):
     @property
     def weight(self) -> Tensor:
         """The base's weight plus the active adapters' change, unless that is merged or disabled."""
         return _with_adapters(self, cast(Tensor, self.get_base_layer().weight))
+
+
+class ReadLinear(_ReadWeight):
+    """PEFT's adapted linear layer with the adapters in its ``weight`` too; there is no dropout in front of them there."""
+
+
+class ReadSplitLinear(_ReadWeight, SplitLinear):
+    """The same with an adapter each for queries, keys and values."""
 
 
 class AdaptedAttention(ParamWrapper):
@@ -55,7 +63,8 @@ def adapt_weight_reads(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, BEiTAttention) and module.bias == 'qv_bias':
-            if type(module.qkv) is Linear and not any(module.qkv.use_dora.values()):
-                module.qkv.__class__ = ReadLinear
+            reading: dict[Any, type] = {Linear: ReadLinear, SplitLinear: ReadSplitLinear}
+            if type(module.qkv) in reading and not any(module.qkv.use_dora.values()):
+                module.qkv.__class__ = reading[type(module.qkv)]
         elif type(module) is ParamWrapper and isinstance(module.get_base_layer(), nn.MultiheadAttention):
             module.__class__ = AdaptedAttention

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.base_weights import differing, named_weights, restore_base
-from mmseg_eomt.adapters.config import as_values, changes_base, config_for, differences, keeps_start, peft_errors
+from mmseg_eomt.adapters.config import as_values, config_for, differences, peft_errors
 from mmseg_eomt.adapters.initial import base_from_starts
 from mmseg_eomt.adapters.inject import inject, unchanged_on_error
 from mmseg_eomt.adapters.names import (
@@ -23,6 +23,7 @@ from mmseg_eomt.adapters.names import (
     tuner_layers,
 )
 from mmseg_eomt.adapters.precision import PRECISIONS, ReducedLinear, quantized_layers
+from mmseg_eomt.adapters.starts import changes_base, keeps_start
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kind
 from mmseg_eomt.weights.class_heads import convert_class_heads
@@ -230,7 +231,9 @@ def adapt(model: nn.Module, given: dict[str, Any], weights: dict[str, Tensor], s
         raise ValueError(
             f'{source} has adapters but does not say which: load it with LoRAHook in custom_hooks, set as in training.'
         )
-    config = config_for(given['peft'], weights, source) if given['peft'] else None
+    config: Any = config_for(given['peft'], weights, source) if given['peft'] else None
+    if config:
+        config.inference_mode = False  # of a folder, whose adapters would be frozen, and perhaps nothing left to train
     if not given['complete']:
         restore_base(model, given['base'], base_names(weights), source)
     with peft_errors(source):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mmseg_eomt.adapters.starts import changes_base, with_settings
 from mmseg_eomt.requirements import check
 
 if TYPE_CHECKING:
@@ -51,11 +52,13 @@ def lora_config(
         target_modules: Last parts of the names of the layers to adapt; ``'in_proj_weight'``, of queries, keys and values in
             PyTorch's own attention, is one of PEFT's ``target_parameters``.
         exclude_modules: Last parts of names that are excluded all the same.
-        others: Further fields of ``LoraConfig``, such as ``use_dora=True``.
+        others: Further fields of ``LoraConfig``, such as ``use_dora=True``; and ``split_qkv=True``, with which layers called
+            ``qkv`` have an adapter for queries, one for keys and one for values (:mod:`~.split_qkv`).
 
     Raises:
         ImportError: If PEFT is not installed, with the command that installs it.
-        ValueError: If a number is out of range, the targets are no list of names, or PEFT knows no such field.
+        ValueError: If a number is out of range, the targets are no list of names, the start cannot be used here, or PEFT
+            knows no such field.
     """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ValueError(f'The rank r must be a whole number of at least 1, got {r!r}.')
@@ -73,7 +76,8 @@ def lora_config(
             f'{others["target_parameters"]} are weights without a layer of their own, and take no dropout in front of their '
             f'adapters: set lora_dropout=0, got {lora_dropout}.'
         )
-    return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **others})
+    import_peft()
+    return peft_config('LoraConfig', target_modules, exclude_modules, **{**numbers, **with_settings(others)})
 
 
 def _ends_in_attention(target: str) -> bool:
@@ -115,12 +119,13 @@ def peft_config(
         raise ValueError(
             f'{config_class} adapts no layers of a model (it has no target_modules): use LoraConfig or the like.'
         )
+    split = others.pop('split_qkv', False)
     unknown = sorted(others.keys() - known)
     if unknown:
         raise ValueError(f"{config_class} has no {unknown}: PEFT {peft.__version__}'s has {sorted(known)}.")
     values = dict(target_modules=expression or list(target_modules), exclude_modules=list(exclude_modules) or None)
     try:
-        return cls(**{**{name: value for name, value in values.items() if name in known}, **others})
+        return _split(split, cls(**{**{name: value for name, value in values.items() if name in known}, **others}))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{config_class} refuses its fields: {error}') from error
 
@@ -154,44 +159,31 @@ def from_values(values: dict) -> 'PeftConfig':
     """
     peft = import_peft()
     values = {name: value for name, value in values.items() if name != 'peft_version'}
+    split = values.pop('split_qkv', False)
     try:
-        return peft.PeftConfig.from_peft_type(**values)
+        return _split(split, peft.PeftConfig.from_peft_type(**values))
     except KeyError as error:
         raise ValueError(f'PEFT {peft.__version__} does not know the method {error}: install a later version.') from error
 
 
+def _split(split: bool, config: 'PeftConfig') -> 'PeftConfig':
+    """The config, or the same with an adapter each for queries, keys and values (:mod:`~.split_qkv`)."""
+    if not isinstance(split, bool):
+        raise ValueError(f'split_qkv is True or False, got {split!r}.')
+    if not split:
+        return config
+    from mmseg_eomt.adapters.split_qkv import split_config
+
+    return split_config(config)
+
+
 def differences(given: dict, own: dict) -> list[str]:
     """Fields of two described configs whose difference would make another model, as ``name: given, own``."""
+    given, own = ({'split_qkv': False, **values} for values in (given, own))  # which PEFT's configs do not say
     names = sorted((given.keys() & own.keys()) - _MAY_DIFFER)
     if changes_base(given) or changes_base(own):
         names += [name for name in ('init_lora_weights', 'init_weights') if name in given]
     return [f'{name}: {given[name]!r}, here {own.get(name)!r}' for name in names if given[name] != own.get(name)]
-
-
-def start_of(values: dict) -> Any:
-    """How the adapters of a described config start: True, or a name such as ``'pissa'``."""
-    return values.get('init_lora_weights', values.get('init_weights', True))
-
-
-def changes_base(values: dict) -> bool:
-    """Whether the method takes its first values out of the base weights, which it changes: PiSSA, OLoRA and the like."""
-    start = start_of(values)
-    return isinstance(start, str) and start not in ('gaussian', 'orthogonal', 'mica', 'eva')
-
-
-def keeps_start(values: dict) -> bool:
-    """Whether :func:`changes_base`, and the start is kept beside the adapters (:mod:`~.initial`)."""
-    return start_of(values) in ('minor', 'corda', 'lora_ga')
-
-
-def draws_base_change(values: dict) -> bool:
-    """Whether :func:`changes_base` comes out otherwise each time: only exact decompositions can be made again."""
-    return changes_base(values) and not keeps_start(values) and start_of(values) not in ('pissa', 'olora')
-
-
-def depends_on_base(values: dict) -> bool:
-    """Whether fresh adapters are computed from the base weights: those of :func:`changes_base`, and DoRA's magnitudes."""
-    return bool(values.get('use_dora')) or changes_base(values)
 
 
 def _plain(value: Any) -> Any:

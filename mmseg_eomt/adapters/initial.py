@@ -14,8 +14,9 @@ from mmengine.dist import is_main_process
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmseg_eomt.adapters.config import as_values, keeps_start, start_of
+from mmseg_eomt.adapters.config import as_values
 from mmseg_eomt.adapters.names import START_A, START_B, configs_of, tuner_layers
+from mmseg_eomt.adapters.starts import keeps_start, start_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -59,19 +60,28 @@ def starting(model: nn.Module, config: Any, fresh: bool = True) -> Iterator[Any]
             _keep(layer, fresh)
 
 
+def check_layer(name: str, layer: nn.Module, start: str) -> None:
+    """Make sure that a layer can start in this way.
+
+    Raises:
+        ValueError: If it is not linear, or its weights are not float32.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f'init_lora_weights={start!r} starts linear layers, and {name} is a {type(layer).__name__}: exclude it.'
+        )
+    if layer.weight.dtype != torch.float32:
+        raise ValueError(
+            f'init_lora_weights={start!r} takes directions out of weights of float32, and those of {name} are '
+            f"{layer.weight.dtype}, which would round them away: set base_precision='fp32'."
+        )
+
+
 @torch.no_grad()
 def _begin(name: str, layer: Any, start: str, weight: Tensor | None) -> None:
     """Bring the adapters of a layer to their start, and its base to what it was."""
     base = layer.get_base_layer()
-    if not (isinstance(base, nn.Linear) and hasattr(layer, 'lora_A') and 'default' in layer.lora_A):
-        raise ValueError(
-            f'init_lora_weights={start!r} starts linear layers, and {name} is a {type(base).__name__}: exclude it.'
-        )
-    if base.weight.dtype != torch.float32:
-        raise ValueError(
-            f'init_lora_weights={start!r} takes directions out of weights of float32, and those of {name} are '
-            f"{base.weight.dtype}, which would round them away: set base_precision='fp32'."
-        )
+    check_layer(name, base, start)
     if start == 'minor':
         _minor(name, layer)
         return
@@ -87,7 +97,7 @@ def _begin(name: str, layer: Any, start: str, weight: Tensor | None) -> None:
 
 def blocks_of(layer: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of a LoRA layer's A (r, in), B (out, r) and weight (out, in), one for each part that is adapted apart."""
-    count = 1
+    count = getattr(layer.lora_B['default'], 'num_blocks', 1)  # of split_qkv.py
     return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 
@@ -184,17 +194,6 @@ def exported_config(config: 'PeftConfig') -> Any:
     new.rank_pattern = {name: 2 * rank for name, rank in (new.rank_pattern or {}).items()}
     new.alpha_pattern = {name: 2 * alpha for name, alpha in (new.alpha_pattern or {}).items()}
     return new
-
-
-def config_to_evaluate(config: 'PeftConfig', noted: dict[str, Any] | None) -> Any:
-    """The run's config, or that of what its adapters were exported as, where such a folder is to be evaluated.
-
-    Args:
-        config: PEFT's config that the run is set to.
-        noted: What the checkpoint says of its own; None if nothing.
-    """
-    exported = noted is not None and keeps_start(as_values(config)) and not keeps_start(noted)
-    return exported_config(config) if exported else config
 
 
 def exported_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str = 'default') -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmseg_eomt.adapters.config import as_values, depends_on_base
+from mmseg_eomt.adapters.config import as_values
 from mmseg_eomt.adapters.initial import starting
 from mmseg_eomt.adapters.names import (
     adapter_names,
@@ -20,6 +20,7 @@ from mmseg_eomt.adapters.names import (
     is_wrapper,
     tuner_layers,
 )
+from mmseg_eomt.adapters.starts import depends_on_base
 from mmseg_eomt.weights.compare import compare, refuse
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def match_targets(model: nn.Module, config: 'PeftConfig', trainable_modules: Seq
         ValueError: If no target matches anything; the message lists what could match.
     """
     in_attention = _matched_parameters(model, config, trainable_modules)
-    config = _fitted(model, config, trainable_modules)
+    config = fitted_config(model, config, trainable_modules)
     targets = getattr(config, 'target_modules', None) or []
     expression = isinstance(targets, str)
     matches: dict[str, list[str]] = {target: [] for target in ([targets] if isinstance(targets, str) else sorted(targets))}
@@ -110,9 +111,12 @@ def inject(
         from peft import inject_adapter_in_model
         from peft.functional import cast_adapter_dtype
 
-        with warnings.catch_warnings(), starting(model, _fitted(model, config, whole), fresh) as fitted:
+        from mmseg_eomt.adapters.split_qkv import splitting
+
+        with warnings.catch_warnings(), starting(model, fitted_config(model, config, whole), fresh) as fitted:
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
-            inject_adapter_in_model(fitted, model)
+            with splitting(model, fitted):
+                inject_adapter_in_model(fitted, model)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
         sync_new_layers(model)
     num_trained = 0
@@ -196,7 +200,7 @@ def _ends_with(name: str, part: str) -> bool:
     return name == part or name.endswith(f'.{part}')
 
 
-def _fitted(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> Any:
+def fitted_config(model: nn.Module, config: 'PeftConfig', whole: Sequence[str]) -> Any:
     """A copy that excludes, by full name, what this model cannot use adapters in.
 
     Those are the layers in modules that are fully trained, and the layers of PyTorch's own attention, whose weights it reads

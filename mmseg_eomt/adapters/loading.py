@@ -12,7 +12,8 @@ from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted
 from mmseg_eomt.weights.checkpoint import UNKNOWN_SOURCE, Checkpoint
 from mmseg_eomt.weights.checkpoint_io import check_kinds, naming
 from mmseg_eomt.weights.class_heads import with_class_heads
-from mmseg_eomt.weights.fit import check_eomt_parameters, eomt_parameters, fit_checkpoint
+from mmseg_eomt.weights.fit import check_eomt_parameters, eomt_parameters
+from mmseg_eomt.weights.fit_pmt import fit_model
 
 
 def prepare_state_dict(module: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def _fitted(model: nn.Module, state_dict: dict[str, Tensor], checkpoint: Checkpo
             f'model has none: add LoRAHook to custom_hooks as in training, or merge them with tools/adapter.py.'
         )
     if not adapted:
-        return fit_checkpoint(model, state_dict)
+        return fit_model(model, state_dict)
     if checkpoint.meta.get('merged'):
         raise RuntimeError('The checkpoint has its adapters merged in, and the model has some too: build a plain one.')
     if not adapters:

@@ -5,9 +5,10 @@ from typing import Any
 from torch import nn
 
 from mmseg_eomt.adapters.combine import Combine, check_method, combining
-from mmseg_eomt.adapters.config import as_values, depends_on_base
+from mmseg_eomt.adapters.config import as_values
 from mmseg_eomt.adapters.names import configs_of, trained_modules, tuner_layers
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
+from mmseg_eomt.adapters.starts import depends_on_base
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
 

@@ -20,10 +20,8 @@ from mmseg_eomt.adapters.checkpoint import (
 )
 from mmseg_eomt.adapters.config import (
     as_values,
-    changes_base,
     config_for,
     digest_of,
-    draws_base_change,
     peft_errors,
     read_config,
 )
@@ -39,6 +37,9 @@ from mmseg_eomt.adapters.names import (
     trained_modules,
     tuner_layers,
 )
+from mmseg_eomt.adapters.separate_qkv import is_separate
+from mmseg_eomt.adapters.split_folder import join, separate
+from mmseg_eomt.adapters.starts import changes_base, draws_base_change
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.arch import check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_values, read_file, read_safetensors, write_safetensors
@@ -81,6 +82,8 @@ def save_adapter(
         ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`),
             or if the folder is there and no adapter's.
     """
+    from mmseg_eomt.adapters.split_qkv import split_layers
+
     check_exportable(model, base, name)
     folder = Path(folder).resolve()  # behind a link, which stays
     if folder.exists() and not (folder.is_dir() and (_is_adapters(folder) or not any(folder.iterdir()))):
@@ -95,7 +98,11 @@ def save_adapter(
     config.inference_mode = True
 
     values = as_values(config)
-    known = {**(meta or {}), 'base': base or UNKNOWN_BASE, DIGEST: digest_of(values)}
+    known = {**(meta or {}), 'base': base or UNKNOWN_BASE}
+    if 'split_qkv' in values:
+        known['peft'] = {key: value for key, value in values.items() if key != 'modules_to_save'}
+        tensors, values = separate(tensors, values, split_layers(model, name))
+    known[DIGEST] = digest_of(values)
     with whole_folder(folder) as new:
         if folder.exists():
             shutil.copytree(folder, new, symlinks=True, ignore=_own_files, copy_function=_link, dirs_exist_ok=True)
@@ -150,8 +157,12 @@ def check_exportable(model: nn.Module, base: dict[str, Any] | None = None, name:
         )
 
 
-def read_folder(folder: str | Path) -> dict[str, Any]:
+def read_folder(folder: str | Path, joined: bool = True) -> dict[str, Any]:
     """A folder as a checkpoint: ``state_dict`` under PEFT's names, and ``meta`` with the note of the adapter.
+
+    Args:
+        folder: In PEFT's format.
+        joined: Whether adapters of a separated model's queries, keys and values are read as those of a fused one.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -176,6 +187,10 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
             f'adapter again, or copy both from one folder.'
         )
     trainable = values.pop('modules_to_save', None) or []
+    own = header.pop('peft', None)
+    if joined:
+        weights, values = join(weights, values, str(folder))
+        values = values if own is None else own
     noted = dict(peft=values, trainable_modules=trainable, base=header.pop('base', UNKNOWN_BASE), complete=False)
     check_types(noted, str(folder))
     return dict(state_dict=weights, meta={**header, KEY: noted})
@@ -213,7 +228,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
         ValueError: If it was trained on other base weights, or a file of the folder is not as it was written.
     """
     source = str(folder)
-    checkpoint = read_folder(folder)
+    checkpoint = read_folder(folder, joined=not is_separate(model))
     check_noted(noted_arch(checkpoint), arch_of(model), source)
     given, weights = checkpoint['meta'][KEY], checkpoint['state_dict']
     present = configs_of(model)
@@ -240,12 +255,15 @@ def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], 
     from peft.functional import cast_adapter_dtype
     from peft.functional import set_adapter as peft_set_adapter
 
+    from mmseg_eomt.adapters.split_qkv import splitting
+
     if not tuner_layers(model):
         for parameter in model.parameters():
             parameter.requires_grad = False
     with peft_errors(source), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with splitting(model, config, name):
+            inject_adapter_in_model(config, model, adapter_name=name)
         cast_adapter_dtype(model, name)
         sync_new_layers(model)
     weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}

@@ -1,16 +1,18 @@
-"""Convert a whole EoMT from any known format to another.
+"""Convert a whole EoMT, or a PMT, from any known format to another.
 
 python tools/convert_checkpoint.py SRC DST --to mmseg    a checkpoint of this plugin (.pth)
 python tools/convert_checkpoint.py SRC DST --to eomt     a checkpoint of the public implementation (.bin)
+python tools/convert_checkpoint.py SRC DST --to pmt      a checkpoint of the public implementation of PMT (.bin)
 python tools/convert_checkpoint.py SRC DST --to hf       a folder for transformers' from_pretrained
 
-SRC is a path, a URL or hf://owner/repo[/file][@revision]; differences to DINOv3 are given as DELTA+BASE. Nothing needs to be
-converted to be used here: load_from, init_cfg and tools/test.py take every format as it is.
+SRC is a path, a URL or hf://owner/repo[/file][@revision]; differences to DINOv3 are given as DELTA+BASE, a PMT's
+decoder with its ViT as DECODER+VIT. Nothing needs to be converted to be used here: load_from, init_cfg and tools/test.py
+take every format as it is.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted, noted_arch
-from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.checkpoint import ViTWeights, parse_checkpoint, parse_delta
 from mmseg_eomt.weights.checkpoint_io import write_safetensors
-from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg
+from mmseg_eomt.weights.convert import to_eomt, to_hugging_face, to_mmseg, to_pmt
+from mmseg_eomt.weights.decoder import decoder_of
 from mmseg_eomt.whole import whole_file, whole_folder
 
 
@@ -42,7 +45,9 @@ def convert(args: argparse.Namespace) -> None:
             f'{args.src} has adapters ({len(adapters)} tensors, such as {adapters[0]}): merge them first, with '
             f'tools/adapter.py merge.'
         )
-    found = parse_checkpoint(loaded, args.src)
+    found = parse_delta(loaded, args.src)
+    if not decoder_of(found.weights):
+        found = parse_checkpoint(loaded, args.src)
     known = loaded['meta'] if isinstance(loaded, dict) and 'meta' in loaded else {}
     meta = {name: known[name] for name in ('dataset_meta', ARCH_NOTE) if name in known}
     written = target
@@ -56,7 +61,10 @@ def convert(args: argparse.Namespace) -> None:
             (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
             write_safetensors(new / written.name, weights)
     else:
-        content: dict[str, Any] = to_mmseg(found, meta) if args.to == 'mmseg' else to_eomt(found)
+        write: dict[str, Callable[[ViTWeights], dict[str, Any]]] = dict(
+            mmseg=lambda found: to_mmseg(found, meta), eomt=to_eomt, pmt=to_pmt
+        )
+        content = write[args.to](found)
         weights = content.get('state_dict', content)
         if target.suffix == '.safetensors':
             write_safetensors(target, weights)
@@ -80,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', metavar='SRC')
     parser.add_argument('dst', metavar='DST')
-    parser.add_argument('--to', required=True, choices=('mmseg', 'eomt', 'hf'))
+    parser.add_argument('--to', required=True, choices=('mmseg', 'eomt', 'pmt', 'hf'))
     parser.add_argument('--config', help='for hf, of a model whose arch has no name: the config that it was trained with')
     parser.add_argument('--img-size', type=int, help='for hf with DINOv3: side of the images in pixels (default: 640)')
     args = parser.parse_args(argv)

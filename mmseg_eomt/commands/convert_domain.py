@@ -3,8 +3,8 @@
     python tools/convert_domain.py gta5 data/gta
 
 NAME is cityscapes (from its *_labelIds.png), gta5, synthia (SYNTHIA-RAND-CITYSCAPES), mapillary (version 1.2) or
-mapillary_v2 (2.0). Files *_labelTrainIds.png are written beside the labels. What is there already is kept, so that a run which
-was stopped goes on. ACDC, BDD100K, Dark Zurich, Nighttime Driving and UrbanSyn are read as they are downloaded.
+mapillary_v2 (2.0). Files *_labelTrainIds.png are written beside the labels. What is there already is kept, so that a run
+which was stopped goes on. ACDC, BDD100K, Dark Zurich, Nighttime Driving and UrbanSyn are read as they are downloaded.
 """
 
 import argparse

@@ -16,7 +16,7 @@ VIDEO_TYPES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 RESULTS = ('labels', 'overlays', 'anomaly/scores', 'anomaly/heatmaps', 'anomaly/masks', 'anomaly_p', 'bravo')  # folders
 
 
-def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
+def find_inputs(given: list[Path], *outs: Path) -> list[tuple[Path, str]]:
     """Files to read, with the names of their results. Where these lie in a folder that is given, they are no input.
 
     Raises:
@@ -24,7 +24,7 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
     """
     inputs: dict[str, Path] = {}
     for path in given:
-        for file in find_files(path, out):
+        for file in find_files(path, *outs):
             whole = file.relative_to(path if path.is_dir() else path.parent)
             name = whole.with_suffix('').as_posix()
             if name in inputs and inputs[name].suffix != file.suffix:  # 1.jpg and 1.png
@@ -37,8 +37,8 @@ def find_inputs(given: list[Path], out: Path) -> list[tuple[Path, str]]:
     return [(file, name) for name, file in inputs.items()]
 
 
-def find_files(path: Path, out: Path) -> list[Path]:
-    """A file, or all images and videos in a folder but those in the results below ``out``."""
+def find_files(path: Path, *outs: Path) -> list[Path]:
+    """A file, or all images and videos in a folder but those in the results below ``outs``."""
     types = (*IMAGE_TYPES, *VIDEO_TYPES)
     if path.is_file():
         if path.suffix.lower() not in types:
@@ -47,10 +47,11 @@ def find_files(path: Path, out: Path) -> list[Path]:
     if not path.is_dir():
         raise ValueError(f'{path} does not exist.')
     found = files_in(path, types)
-    results = {(out / name).resolve() for name in RESULTS} - {path.resolve(), *path.resolve().parents}
+    results = {(out / name).resolve() for out in outs for name in RESULTS} - {path.resolve(), *path.resolve().parents}
     files = [file for file in found if results.isdisjoint(file.resolve().parents)]
     if len(files) < len(found):
-        print(f'{len(found) - len(files)} files of {path} lie in {out}, where results are written: they are skipped.')
+        places = ' and '.join(map(str, outs))
+        print(f'{len(found) - len(files)} files of {path} lie in {places}, where results are written: they are skipped.')
     if not files:
         raise ValueError(f'{path} holds no image and no video.')
     return files

@@ -23,7 +23,7 @@ from mmseg.models import BaseSegmentor
 from mmseg_eomt.commands import errors_in_a_sentence
 from mmseg_eomt.data.images import inspect_image
 from mmseg_eomt.inference import is_rgb, load_model
-from mmseg_eomt.models import EoMTHead
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.whole import check_writable, whole_file
 
 UNDECIDED = 0.1, 0.9  # probabilities
@@ -53,9 +53,9 @@ def show_queries(args: argparse.Namespace, out: Path) -> None:
     """Predict and draw."""
     inspect_image(args.image)
     model = load_model(args.config, args.checkpoint, args.device)
-    if not isinstance(model.decode_head, EoMTHead):
+    if not isinstance(model.decode_head, QueryHead):
         raise ValueError(
-            f'{args.config} has a {type(model.decode_head).__name__}, which has no queries: it takes an EoMTHead.'
+            f'{args.config} has a {type(model.decode_head).__name__}, which has no queries: name an EoMTHead or PMTHead.'
         )
     image = network_input(model, args.image)
     head, feats = model.decode_head, model.extract_feat(image)

@@ -1,7 +1,17 @@
 """What plugs into a Runner."""
 
+from mmseg_eomt.engine.feature_cache import FeatureCacheHook
 from mmseg_eomt.engine.lora_hook import LoRAHook
+from mmseg_eomt.engine.optimizer_steps import WarmupCosineLR
 from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor, MaskAnnealingHook, TwoWarmupsPolyLR
 from mmseg_eomt.engine.weight_decay import WeightDecayLogHook
 
-__all__ = ['EoMTOptimWrapperConstructor', 'LoRAHook', 'MaskAnnealingHook', 'TwoWarmupsPolyLR', 'WeightDecayLogHook']
+__all__ = [
+    'EoMTOptimWrapperConstructor',
+    'FeatureCacheHook',
+    'LoRAHook',
+    'MaskAnnealingHook',
+    'TwoWarmupsPolyLR',
+    'WarmupCosineLR',
+    'WeightDecayLogHook',
+]

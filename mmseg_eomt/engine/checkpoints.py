@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
 
+from mmseg_eomt.engine.optimizer_steps import accumulative_counts
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming
-from mmseg_eomt.engine.schedules import accumulative_counts
 from mmseg_eomt.whole import whole_file
 
 RANDOM_STATE = 'random_state'  # in a checkpoint: a list with the state of each process
@@ -171,22 +171,22 @@ class RandomStateHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Note the state that an evaluation moves."""
-        self._before_val = _read()
+        self._before_val = random_state()
 
     def after_val(self, runner: Runner) -> None:
         """Put it back."""
         if self._before_val is not None:
-            _write(self._before_val)
+            set_random_state(self._before_val)
             self._before_val = None
 
     def gather(self) -> None:
         """Fetch the state of every process for the next checkpoint; within an evaluation, that before it."""
-        self._of_all = all_gather_object(self._before_val or _read())
+        self._of_all = all_gather_object(self._before_val or random_state())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note the state in a checkpoint that can be resumed."""
         if 'optimizer' in checkpoint:
-            checkpoint[RANDOM_STATE] = self._of_all or [self._before_val or _read()]
+            checkpoint[RANDOM_STATE] = self._of_all or [self._before_val or random_state()]
         self._of_all = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -202,7 +202,7 @@ class RandomStateHook(Hook):
             if isinstance(states, dict):  # as version 0.1.0 wrote it
                 states = [states]
             state = states[get_rank() if get_rank() < len(states) else 0]
-            _write(state)
+            set_random_state(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f'The random state in {checkpoint_path(runner)} is damaged: resume an earlier checkpoint. ({error!r})'
@@ -216,7 +216,7 @@ class RandomStateHook(Hook):
             if loop.iter:
                 loop.dataloader_iterator = _ResumedData(loop, state)
         elif state is not None:  # a loop by epochs skips nothing
-            _write(state)
+            set_random_state(state)
 
 
 class _ResumedData:
@@ -237,12 +237,13 @@ class _ResumedData:
         if hasattr(self._data, '_ensure_iterator'):  # onedl-mmengine makes it now, with a seed that it draws
             self._data._ensure_iterator()
         if self._state is not None:
-            _write(self._state)
+            set_random_state(self._state)
         self._loop.dataloader_iterator = self._data
         return next(self._data)
 
 
-def _read() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """State of the random numbers of PyTorch, Python and NumPy in this process, in plain values."""
     numpy = np.random.get_state(legacy=False)
     state = dict(
         cpu=torch.get_rng_state(),
@@ -259,7 +260,8 @@ def _read() -> dict[str, Any]:
     return state
 
 
-def _write(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from what :func:`random_state` returned."""
     torch.set_rng_state(state['cpu'].cpu())
     if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'].cpu())

@@ -17,17 +17,18 @@ from mmseg_eomt.adapters.checkpoint import note_of, weights_of
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checkpoints import RandomStateHook, save_between_steps
 from mmseg_eomt.engine.lora_hook import LoRAHook
+from mmseg_eomt.engine.optimizer_steps import accumulative_counts
 from mmseg_eomt.engine.resume import check_fits_run, check_resumable
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming, is_training, segmentor_of
-from mmseg_eomt.engine.schedules import MaskAnnealingHook, accumulative_counts
+from mmseg_eomt.engine.schedules import MaskAnnealingHook
 from mmseg_eomt.models.arch import arch_of
-from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.models.segmentor import check_split
 from mmseg_eomt.weights.arch import ARCH_NOTE, check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint import Checkpoint, Purpose
 from mmseg_eomt.weights.checkpoint_io import check_optimizer, naming
-from mmseg_eomt.weights.fit import fit_checkpoint
+from mmseg_eomt.weights.fit_pmt import fit_model
 
 NAMES = dict(train='training', val='validation', test='test')
 NUM_SHOWN = 3
@@ -35,7 +36,7 @@ NUM_SHOWN = 3
 
 def has_eomt(runner: Runner) -> bool:
     """Whether a part of the Runner's model is EoMT's."""
-    return any(isinstance(module, (EoMTViT, EoMTHead)) for module in segmentor_of(runner).modules())
+    return any(isinstance(module, (EoMTViT, QueryHead)) for module in segmentor_of(runner).modules())
 
 
 def prepare(runner: Runner) -> None:
@@ -59,7 +60,7 @@ def begin_training(runner: Runner) -> None:
         return
     model = segmentor_of(runner)
     _compare_batch(runner)
-    heads = [module for module in model.modules() if isinstance(module, EoMTHead)]
+    heads = [module for module in model.modules() if isinstance(module, QueryHead)]
     annealed = any(isinstance(hook, MaskAnnealingHook) for hook in runner.hooks)
     if any(any(head.mask_probs) for head in heads) and not annealed:
         runner.logger.warning(
@@ -122,7 +123,7 @@ def fit_run_checkpoint(runner: Runner, checkpoint: Any) -> None:
     origin = replace(Checkpoint.of(read), purpose=purpose)
     weights: Any = origin.attach(read)
     if note_of(checkpoint) is None and not tuner_layers(model):
-        fitted = fit_checkpoint(model, weights)
+        fitted = fit_model(model, weights)
         if Checkpoint.of(fitted).is_fitted and origin.purpose == 'resume':
             raise ValueError(
                 f'{origin.source} is of a model with another img_size than the run to resume: set it as it was, or start a '
@@ -232,7 +233,7 @@ def _classes_of(runner: Runner, split: str) -> Iterator[list[str]]:
 
 def _check_number(runner: Runner, split: str, classes: Sequence[str]) -> None:
     for head in segmentor_of(runner).modules():
-        if isinstance(head, EoMTHead) and len(classes) != head.num_classes:
+        if isinstance(head, QueryHead) and len(classes) != head.num_classes:
             cure = f'model.decode_head.num_classes={len(classes)}'
             if split != 'train':
                 cure = f"the classes of {split}_dataloader.dataset to the model's"
@@ -262,20 +263,26 @@ def _alike(name: str) -> str:
 
 
 def check_outputs(model: nn.Module) -> None:
-    """Make sure that no other part takes the output of an :class:`EoMTViT` that is made for an :class:`EoMTHead`.
+    """Make sure that no other part takes an output of an :class:`EoMTViT` that is made for an EoMTHead or PMTHead.
 
     Raises:
         ValueError: If a neck or one of the toolbox's heads would, with what to set.
     """
     vit = getattr(model, 'backbone', None)
-    if not isinstance(vit, EoMTViT) or not vit.num_joint_blocks or len(vit.blocks) - 1 not in vit.out_indices:
+    if not isinstance(vit, EoMTViT) or not vit.outputs_with_tokens:
         return
     last = len(vit.out_indices) - 1
+    reserved = {*vit.outputs_with_tokens, *(place - last - 1 for place in vit.outputs_with_tokens)}  # -1 is the last one too
     takers = ['neck'] if getattr(model, 'neck', None) is not None else []
     for name, head in model.named_modules():
         indices = getattr(head, 'in_index', None) if isinstance(head, BaseDecodeHead) else None
-        if indices is not None and any(i in (last, -1) for i in ([indices] if isinstance(indices, int) else indices)):
+        if indices is not None and any(i in reserved for i in ([indices] if isinstance(indices, int) else indices)):
             takers.append(name)
+    if takers and not vit.num_joint_blocks:
+        raise ValueError(
+            f'{takers[0]} takes outputs of {type(vit).__name__}, which hold prefix tokens beside the map, for PMTHead: set '
+            f"backbone.type='EoMTViT' with num_joint_blocks=0 where there is no PMTHead."
+        )
     if takers:
         raise ValueError(
             f"{takers[0]} takes the backbone's last output, which with num_joint_blocks={vit.num_joint_blocks} holds prefix "

@@ -7,8 +7,10 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmseg_eomt.adapters.base_weights import describe_base, restore_base, watch_loading
 from mmseg_eomt.adapters.checkpoint import UNKNOWN_BASE, base_names, check_note, note_of, weights_of
-from mmseg_eomt.adapters.config import changes_base
+from mmseg_eomt.adapters.config import as_values
+from mmseg_eomt.adapters.initial import exported_config
 from mmseg_eomt.adapters.names import is_in_modules
+from mmseg_eomt.adapters.starts import changes_base, keeps_start
 from mmseg_eomt.engine.resume import check_resumable
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming, is_training, segmentor_of
 
@@ -33,6 +35,14 @@ def read_start(runner: Runner) -> Start | None:
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger=runner.logger)
     check_resumable(runner, checkpoint)
     return Start(note_of(checkpoint), base_names(weights_of(checkpoint)), bool((checkpoint.get('meta') or {}).get('merged')))
+
+
+def config_of_run(runner: Runner, config: Any, start: Start | None) -> Any:
+    """The config that LoRAHook is set to; where a run evaluates what such adapters were exported as, the config of that."""
+    noted = None if start is None or start.note is None else start.note['peft']
+    if noted is None or is_training(runner):
+        return config
+    return exported_config(config) if keeps_start(as_values(config)) and not keeps_start(noted) else config
 
 
 def bring_base(runner: Runner, config: Any, start: Start | None, fully_trained: list[str], precision: str) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from mmseg_eomt.adapters.base_weights import without_trained
 from mmseg_eomt.adapters.blocks import block_range, keep_to_blocks
 from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
-from mmseg_eomt.adapters.initial import config_to_evaluate
 from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.adapters.precision import PRECISIONS, reduce_precision
 from mmseg_eomt.adapters.summary import ADAM_STATES, summarise
 from mmseg_eomt.engine.adapter_hooks import FrozenNormsHook, MergeForEvaluationHook, SlimCheckpointHook, UnusedAdaptersHook
-from mmseg_eomt.engine.lora_base import bring_base, read_start
+from mmseg_eomt.engine.data_starts import look_at_data
+from mmseg_eomt.engine.lora_base import bring_base, config_of_run, read_start
 from mmseg_eomt.engine.runner_state import is_resuming, is_training, segmentor_of
 from mmseg_eomt.whole import whole_file
 
@@ -61,6 +61,8 @@ class LoRAHook(Hook):
             checkpoints, and notes their fingerprints. ``'full'`` keeps all in. Default: ``'trainable'``.
         save_adapter: Whether each checkpoint is also written in PEFT's format, to ``adapters/iter_<n>`` in the work
             directory. Default: False.
+        split_qkv: Whether queries, keys and values of a fused ``qkv`` layer have an adapter of rank ``r`` each, as in SoMA
+            and Rein, in place of one that they share. Default: False.
         base_precision: ``'fp32'``, ``'bf16'``, or ``'8bit'`` and ``'4bit'`` with bitsandbytes: how the frozen linear layers
             are kept in memory. Default: ``'fp32'``.
 
@@ -90,6 +92,7 @@ class LoRAHook(Hook):
         peft: dict | None = None,
         save: str = 'trainable',
         save_adapter: bool = False,
+        split_qkv: bool = False,
         base_precision: str = 'fp32',
     ) -> None:
         if save not in ('trainable', 'full'):
@@ -98,7 +101,7 @@ class LoRAHook(Hook):
             raise ValueError(f'base_precision is one of {PRECISIONS}, got {base_precision!r}.')
         if isinstance(trainable_modules, str):
             raise ValueError(f'trainable_modules is a list of names, got {trainable_modules!r}.')
-        self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft)
+        self.make_config = config_maker(r, lora_alpha, lora_dropout, target_modules, exclude_modules, peft, split_qkv)
         targets = (peft or {}).get('target_modules', target_modules)
         self._warn_unmatched = not isinstance(targets, str) and tuple(targets) != ATTENTION_LAYERS
         self.blocks = blocks
@@ -123,14 +126,15 @@ class LoRAHook(Hook):
             if not start.merged:
                 runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
             return
-        config = self.config_for(model)
-        if start is not None and start.note is not None and not training:
-            config = config_to_evaluate(config, start.note['peft'])
+        config = config_of_run(runner, self.config_for(model), start)
         fully_trained = fully_trained_modules(model, config, self.trainable_modules)
         base = bring_base(runner, config, start, fully_trained, self.base_precision)
         if self.base_precision != 'fp32':
             reduce_precision(model, self.base_precision, fully_trained)
-        matches = inject(model, config, self.trainable_modules, fresh=start is None or start.note is None)
+        fresh = start is None or start.note is None
+        if fresh:
+            look_at_data(runner, config, fully_trained)
+        matches = inject(model, config, self.trainable_modules, fresh)
         trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         base = without_trained(base, trained)
         wrap_again(runner)
@@ -249,6 +253,7 @@ def config_maker(
     target_modules: Sequence[str],
     exclude_modules: Sequence[str],
     peft: dict[str, Any] | None,
+    split_qkv: bool = False,
 ) -> Callable[[], Any]:
     """What makes the config, which needs PEFT, once adapters are needed; see :class:`LoRAHook` for the arguments.
 
@@ -259,7 +264,7 @@ def config_maker(
     for name, names in targets.items():
         if isinstance(names, str):
             raise ValueError(f'{name} is a list of names, got {names!r}.')
-    fields = dict(peft or {})
+    fields = {**(peft or {}), **({'split_qkv': True} if split_qkv else {})}
     config_class = fields.pop('type', 'LoraConfig')
     numbers = dict(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
     given = {name: value for name, value in numbers.items() if value is not None}

@@ -11,10 +11,10 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from mmseg_eomt.engine.optimizer_steps import OptimizerStepsLR
 from mmseg_eomt.engine.runner_state import asked_to_resume, checkpoint_path, is_resuming, segmentor_of, set_resume, set_seed
-from mmseg_eomt.engine.schedules import TwoWarmupsPolyLR
-from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.weights.checkpoint_io import is_whole
 from mmseg_eomt.whole import is_unfinished
 
@@ -252,7 +252,7 @@ def _check_states(runner: Runner, indices: list[int], own: dict[str, Any], state
         return
     lacks = f'{source} holds no optimizer state of {len(absent)} parameters that train here, such as number {absent[0]}'
     model = segmentor_of(runner)
-    if isinstance(getattr(model, 'backbone', None), EoMTViT) and isinstance(model.decode_head, EoMTHead):
+    if isinstance(getattr(model, 'backbone', None), EoMTViT) and isinstance(model.decode_head, QueryHead):
         raise ValueError(f'{lacks}, and all of an EoMT have one: use an earlier checkpoint, {OR_A_NEW_RUN}.')
     runner.logger.warning(f'{lacks}: they had no gradient yet, or it was lost. It starts from zero.')
 
@@ -297,7 +297,7 @@ def _check_schedules(runner: Runner, saved: Any, source: str) -> None:
             f'in the run to resume, {OR_A_NEW_RUN}.'
         )
     for schedule, state, expected in zip(runner.param_schedulers, saved, own):
-        if isinstance(schedule, TwoWarmupsPolyLR):
+        if isinstance(schedule, OptimizerStepsLR):
             continue  # which refuses other numbers itself
         for name in ('begin', 'end', 'total_iters', 'power', 'eta_min', 'eta_min_ratio'):
             if name in state and _plain(state[name]) != _plain(expected[name]):

@@ -55,3 +55,18 @@ def set_test(runner: Runner, dataloader: dict[str, Any], evaluator: dict[str, An
     runner._test_loop = dict(settings, dataloader=dataloader, evaluator=evaluator)
     for name in [name for name in runner.message_hub.log_scalars if name.startswith('test/')]:
         del runner.message_hub.log_scalars[name]  # the log would go on naming what an earlier evaluator has measured
+
+
+def train_on_views(runner: Runner, dataset: Any) -> None:
+    """Let the training loop take its batches from a dataset of views, with the loader that the config describes.
+
+    Args:
+        runner: Whose loop has not started.
+        dataset: As :class:`~mmseg_eomt.data.fixed_views.ViewSampler` takes it.
+    """
+    loop = runner.train_loop
+    config = dict(runner.cfg.train_dataloader, dataset=dataset)
+    config['sampler'] = dict(type='ViewSampler', sampler=config['sampler'])
+    loop.dataloader = runner.build_dataloader(config, runner.seed, runner._randomness_cfg.get('diff_rank_seed', False))
+    if hasattr(loop, 'dataloader_iterator'):
+        loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)

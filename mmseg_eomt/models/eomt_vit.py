@@ -113,6 +113,12 @@ class EoMTViT(BaseModule):
         """The number of ``blocks.0`` in the whole ViT: this part holds its first blocks."""
         return 0
 
+    @property
+    def outputs_with_tokens(self) -> tuple[int, ...]:
+        """Which of the outputs are lists with prefix tokens beside the map, for a head that takes these."""
+        last = len(self.blocks) - 1
+        return (len(self.out_indices) - 1,) if self.num_joint_blocks and last in self.out_indices else ()
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # a checkpoint of another img_size: mmengine would leave its position embedding out and go on
         pos_embed, noted = (state_dict.get(f'{prefix}{name}') for name in ('pos_embed', 'pos_grid'))
@@ -178,5 +184,7 @@ class EoMTViT(BaseModule):
     def _rotary_embedding(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
         if self.arch.rope_theta is None:
             return None
-        rescale = self.arch.rope_rescale if self.training else None
-        return rotary_embedding(grid, self.arch.head_dims, self.arch.rope_theta, rescale, device)
+        return rotary_embedding(grid, self.arch.head_dims, self.arch.rope_theta, self._rope_rescale(), device)
+
+    def _rope_rescale(self) -> float | None:
+        return self.arch.rope_rescale if self.training else None

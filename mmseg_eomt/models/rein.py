@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT, Tokens
 from mmseg_eomt.models.layers import recomputed
+from mmseg_eomt.models.query_head import Features
 
 
 class Rein(nn.Module):
@@ -107,7 +108,8 @@ class LinkedRein(Rein):
     def query_offset(self, earlier: Tensor) -> Tensor:
         """What is added to the queries, (m, C), with the backbone's tokens (N', m, C)."""
         linked = self.query_projection(torch.cat((earlier, self.tokens())))  # (N, m, d)
-        return self.query_mix(torch.cat((linked.amax(0), linked.mean(0), linked[-1]), dim=-1))
+        mean = linked.sum(0) / len(linked)  # ONNX would call a constant mean() as the preprocessor's mean
+        return self.query_mix(torch.cat((linked.amax(0), mean, linked[-1]), dim=-1))
 
 
 @MODELS.register_module()
@@ -174,8 +176,9 @@ class ReinHead(EoMTHead):
         sizes = self.num_joint_blocks, self.arch.embed_dims, self.num_queries, rank
         self.joint_rein = LinkedRein(*sizes, link_dims=link_dims)
 
-    def queries(self, output: Any) -> Tensor:
+    def queries(self, feats: Features) -> Tensor:
         """Learned queries (Q, C) and their link to the tokens."""
+        output: Any = feats[self.in_index]
         tokens = None if isinstance(output, Tensor) else output[-1]
         if tokens is None or len(output) != 4:
             raise ValueError('ReinHead takes its tokens from a ReinViT: set it as the type of the backbone.')
@@ -184,7 +187,7 @@ class ReinHead(EoMTHead):
                 f'ReinHead links each of its {self.num_queries} queries to a token, and the backbone has {tokens.shape[1]}: '
                 f'set num_tokens={self.num_queries} there.'
             )
-        return super().queries(output) + self.joint_rein.query_offset(tokens)
+        return super().queries(feats) + self.joint_rein.query_offset(tokens)
 
     def run_block(
         self, index: int, x: Tensor, query_mask: Tensor | None, rope: Tensor | None, grid: tuple[int, int]

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.lateral_vit import LateralViT
+from mmseg_eomt.models.pmt_head import PMTHead
+from mmseg_eomt.models.query_head import QueryHead
 
 MODES = ('slide_evenly', 'slide', 'whole')
-BOTH = ('arch', 'patch_size', 'num_joint_blocks', 'with_cp')
-FIELDS = dict(backbone=(*BOTH, 'img_size', 'num_register_tokens'), decode_head=BOTH)
+BOTH = ('arch', 'patch_size', 'with_cp')
+OF_VIT = ('img_size', 'num_register_tokens', 'init_cfg')
+# what of vit goes to which part; the first kind that a part is of counts
+FIELDS = dict(
+    backbone={LateralViT: (*BOTH, *OF_VIT), EoMTViT: (*BOTH, *OF_VIT, 'num_joint_blocks')},
+    decode_head={PMTHead: BOTH, EoMTHead: (*BOTH, 'num_joint_blocks', 'init_cfg')},
+)
+KNOWN = {*BOTH, *OF_VIT, 'num_joint_blocks', 'pretrained'} - {'init_cfg'}
 COMPLETE = dict(arch='embed_dims', init_cfg='type')  # a dict with this key replaces the whole of vit's
 
 
@@ -23,8 +32,8 @@ COMPLETE = dict(arch='embed_dims', init_cfg='type')  # a dict with this key repl
 class EoMTSegmentor(EncoderDecoder):
     """``EncoderDecoder`` whose ViT is said once, and with one more test mode.
 
-    ``vit`` goes to an :class:`EoMTViT` as backbone and an :class:`EoMTHead` as decode head, which are parts of one ViT; any
-    other backbone or head is left as it is::
+    ``vit`` goes to an :class:`EoMTViT` as backbone and an :class:`EoMTHead` as decode head, which are parts of one ViT, or
+    to a :class:`LateralViT` and a :class:`PMTHead`; any other backbone or head is left as it is::
 
         model = dict(
             type='EoMTSegmentor',
@@ -43,8 +52,9 @@ class EoMTSegmentor(EncoderDecoder):
         decode_head: As of ``EncoderDecoder``.
         vit: ``arch``, ``patch_size``, ``num_joint_blocks`` and ``with_cp`` of both, ``img_size`` and ``num_register_tokens``
             of the backbone, and ``pretrained``: path, URL or ``hf://owner/repo`` of a public ViT or EoMT, which is read once
-            for both. ``img_size`` is also ``size`` of ``data_preprocessor``, and ``crop_size`` and ``stride`` of
-            ``test_cfg``, where they are not given. Default: None, for parts that say everything themselves.
+            for both. With :class:`PMTHead`, ``pretrained`` is the backbone's, and there are no joint blocks. ``img_size`` is
+            also ``size`` of ``data_preprocessor``, and ``crop_size`` and ``stride`` of ``test_cfg``, where they are not
+            given. Default: None, for parts that say everything themselves.
         kwargs: As of ``EncoderDecoder``. A Pretrained ``init_cfg`` of the segmentor is read in place of ``pretrained``.
 
     Raises:
@@ -141,15 +151,15 @@ def share_vit(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = dict(model)
     vit = dict(model.pop('vit', None) or {})
-    known = {*FIELDS['backbone'], 'pretrained'}
-    if not vit.keys() <= known:
-        raise ValueError(f'vit takes {sorted(known)}, got {sorted(vit.keys() - known)} too.')
+    if not vit.keys() <= KNOWN:
+        raise ValueError(f'vit takes {sorted(KNOWN)}, got {sorted(vit.keys() - KNOWN)} too.')
     pretrained = vit.pop('pretrained', None)
     if pretrained is not None and not _is_pretrained(model.get('init_cfg')):
         vit['init_cfg'] = dict(type='Pretrained', checkpoint=pretrained)
-    for name, kind in dict(backbone=EoMTViT, decode_head=EoMTHead).items():
-        if _is_a(model.get(name), kind):
-            model[name] = _complete(model[name], {k: v for k, v in vit.items() if k in (*FIELDS[name], 'init_cfg')})
+    for name, kinds in FIELDS.items():
+        fields = next((taken for kind, taken in kinds.items() if _is_a(model.get(name), kind)), None)
+        if fields is not None:
+            model[name] = _complete(model[name], {k: v for k, v in vit.items() if k in fields})
     if vit.get('img_size') is not None:
         _set_sizes(model, vit['img_size'])
     return model
@@ -190,15 +200,22 @@ def _set_sizes(model: dict[str, Any], img_size: int | tuple[int, int]) -> None:
 
 
 def check_split(model: nn.Module) -> None:
-    """Make sure that backbone and head together are one whole ViT.
+    """Make sure that backbone and head together are one whole ViT, or a whole one and a decoder of its size.
 
     Raises:
         ValueError: If a model with an :class:`EoMTViT` and an :class:`EoMTHead` would leave out blocks or run some twice, if
-            the two are of different size, or take their weights from different files.
+            the two are of different size, or take their weights from different files; or if a :class:`PMTHead` is on a ViT
+            with joint blocks, or on one of another size.
     """
-    vits, heads = ([m for m in model.modules() if isinstance(m, kind)] for kind in (EoMTViT, EoMTHead))
+    vits, heads = ([m for m in model.modules() if isinstance(m, kind)] for kind in (EoMTViT, QueryHead))
     for vit, head in zip(vits, heads):
-        for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg'):
+        is_eomt = isinstance(head, EoMTHead)
+        if not is_eomt and vit.num_joint_blocks:
+            raise ValueError(
+                f'{type(head).__name__} takes a whole ViT, and the backbone leaves its last {vit.num_joint_blocks} blocks '
+                f"to an EoMTHead: set backbone.type='LateralViT', or num_joint_blocks=0."
+            )
+        for name in ('num_joint_blocks', 'arch', 'patch_size', 'init_cfg') if is_eomt else ('arch', 'patch_size'):
             given = getattr(vit, name), getattr(head, name)
             if given[0] != given[1]:
                 raise ValueError(

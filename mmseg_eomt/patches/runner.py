@@ -18,7 +18,7 @@ from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
-from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.patches import patch
 
 
@@ -102,7 +102,7 @@ def _network_only(compile_step: Callable) -> Callable:
     def maybe_compile(self: Runner, target: str) -> None:
         options, model = self.cfg.get('compile'), segmentor_of(self)
         head = getattr(model, 'decode_head', None)
-        if target != 'train_step' or not isinstance(head, EoMTHead) or not isinstance(options, (bool, dict)):
+        if target != 'train_step' or not isinstance(head, QueryHead) or not isinstance(options, (bool, dict)):
             compile_step(self, target)
         elif options is not False:
             for part in (getattr(model, name, None) for name in ('backbone', 'neck', 'decode_head')):

@@ -43,15 +43,25 @@ def load_tasks(
     register_all_modules()
     settings = copy.deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
     settings.merge_from_dict(options or {})
-    if not settings.model.get('tasks'):
-        raise ValueError(
-            f"{settings.filename or 'The config'} has no tasks: set model.type='MultiTaskSegmentor' and "
-            f"model.tasks=dict(name='<checkpoint>', …), as configs/tasks/eomt_tasks_demo.py does."
-        )
+    given = tasks_of(settings)
     if tasks is not None:
-        settings.model.tasks = ConfigDict({name: entry_of(settings.model.tasks, name) for name in tasks})
+        settings.model.tasks = ConfigDict({name: entry_of(given, name) for name in tasks})
     settings.test_pipeline = copy.deepcopy(_first(settings.test_dataloader.dataset)['pipeline'])
     return init_model(settings, device=device or get_device())
+
+
+def tasks_of(config: Config) -> Mapping[str, Any]:
+    """The tasks' entries of a config.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not config.model.get('tasks'):
+        raise ValueError(
+            f"{config.filename or 'The config'} has no tasks: set model.type='MultiTaskSegmentor' and "
+            f"model.tasks=dict(name='<checkpoint>', …), as configs/tasks/eomt_tasks_demo.py does."
+        )
+    return config.model.tasks
 
 
 def entry_of(tasks: Any, name: str) -> Any:
@@ -63,6 +73,20 @@ def entry_of(tasks: Any, name: str) -> Any:
     if name not in tasks:
         raise ValueError(f'There is no task {name!r}: the tasks are {", ".join(tasks)}.')
     return tasks[name]
+
+
+def task_names(config: Config, given: Sequence[str]) -> list[str]:
+    """The tasks that a command is asked for: names, or ``['all']``.
+
+    Raises:
+        ValueError: If the config has no tasks, or none of a name.
+    """
+    tasks = tasks_of(config)
+    if list(given) == ['all']:
+        return list(tasks)
+    for name in given:
+        entry_of(tasks, name)
+    return list(dict.fromkeys(given))
 
 
 def load_task(name: str, entry: str | Mapping[str, Any], shared: Mapping[str, Any]) -> tuple[BaseSegmentor, Base]:

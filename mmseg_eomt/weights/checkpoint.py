@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from mmseg_eomt.weights.checkpoint_io import check_kind
+from mmseg_eomt.weights.decoder import OWN_MARK, OWN_PMT, check_decoder, decoder_of, from_own, has_vit, with_vit
 from mmseg_eomt.weights.formats import EOMT_DINOV3, EOMT_FORMATS, HF_EOMT_DINOV3, OWN_VITS, VIT_FORMATS
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, Format, StateDict, is_gated
+from mmseg_eomt.weights.pmt_formats import DECODER, PMT_FORMATS
 
 UNKNOWN_SOURCE = 'The checkpoint'
 TAG = 'mmseg_eomt'  # in the metadata of a state dict: its Checkpoint
-FORMATS = EOMT_FORMATS + VIT_FORMATS
+FORMATS = EOMT_FORMATS + PMT_FORMATS + VIT_FORMATS
 OWN = 'segmentor of mmseg-eomt'
-OWN_KINDS = (OWN, *(known.name for known in OWN_VITS))
+OWN_KINDS = (OWN, OWN_PMT, *(known.name for known in OWN_VITS))
 WRAPPERS = ('state_dict', 'model')  # of mmengine and Lightning; of MAE and DeiT
 DIMENSIONS = {
     'patch_embed.proj.weight': 4,
@@ -99,7 +101,8 @@ class ViTWeights:
         source: Its path or URL, for messages.
         kind: The name of its format.
         is_eomt: Whether it is a whole EoMT rather than a ViT.
-        weights: Our state dict of it (:mod:`~mmseg_eomt.weights.key_mapping`).
+        weights: Our state dict of it (:mod:`~mmseg_eomt.weights.key_mapping`); what the decoder of a PMT holds begins with
+            :data:`~mmseg_eomt.weights.pmt_formats.DECODER`.
     """
 
     source: str
@@ -180,13 +183,13 @@ def parse_checkpoint(checkpoint: object, source: str) -> ViTWeights:
         source: Its path or URL, for messages.
 
     Raises:
-        ValueError: If the format is not known, or if it is a delta without its base.
+        ValueError: If the format is not known, or if it is a delta without its base, or a decoder without its ViT.
     """
     return _whole(parse_delta(checkpoint, source), source)
 
 
 def parse_delta(checkpoint: object, source: str) -> ViTWeights:
-    """As :func:`parse_checkpoint`, for a file that may be a delta."""
+    """As :func:`parse_checkpoint`, for a file that may be a delta, or the decoder of a PMT alone."""
     tensors = tensors_of(checkpoint)
     if not tensors:
         raise ValueError(f'{source} is in no format that is known here: it has {type(checkpoint).__name__}. {_known()}')
@@ -194,10 +197,12 @@ def parse_delta(checkpoint: object, source: str) -> ViTWeights:
 
 
 def _whole(found: ViTWeights, source: str) -> ViTWeights:
+    if decoder_of(found.weights) and not has_vit(found.weights):
+        raise ValueError(needs_vit(found))
     if is_delta(found):
         raise ValueError(
             f'{source} holds differences to DINOv3, not weights: name it together with the DINOv3 file it was made from, as '
-            f"'{source}+{_likely_base(found)}' (a path or URL will do too)."
+            f"'{source}+{_likely_base(found.weights)}' (a path or URL will do too)."
         )
     return found
 
@@ -206,8 +211,18 @@ def _known() -> str:
     return f'Known are: {", ".join(dict.fromkeys(known.name.split(" (tr")[0] for known in FORMATS))}, {OWN}.'
 
 
+def needs_vit(found: ViTWeights) -> str:
+    """What to do with the decoder of a PMT where its ViT is needed too."""
+    return (
+        f'{found.source} ({found.kind}) holds the decoder of a PMT without the ViT that it is for: name both, as '
+        f"'{found.source}+{_likely_base(decoder_of(found.weights))}' (a path or URL will do too)."
+    )
+
+
 def _read(recognised: Recognised, source: str) -> ViTWeights:
     known, part, rest = recognised.format, recognised.part, recognised.rest
+    if OWN_MARK in recognised.names:
+        return _checked_pmt(from_own({**{f'backbone.{name}': v for name, v in part.items()}, **rest}), OWN_PMT, source)
     if recognised.is_own:
         weights = from_segmentor(part)
         check_complete(weights, source, OWN)
@@ -220,6 +235,8 @@ def _read(recognised: Recognised, source: str) -> ViTWeights:
         weights = known.read(part)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f'{source} looks like a {known.name}, but is not one that fits here: {error}') from error
+    if known in PMT_FORMATS:
+        return _checked_pmt(weights, known.name, source)
     check_complete(weights, source, known.name)
     check_form(weights, source)
     for name, value in part.items():  # under the format's own names: joined with others, it may have become one of theirs
@@ -231,6 +248,15 @@ def _read(recognised: Recognised, source: str) -> ViTWeights:
             f"authors' SiLU and GELU: it would predict otherwise here. Start from the DINOv3 that it was made from."
         )
     return ViTWeights(source, known.name, known.is_eomt, weights | {f'{UNUSED}{name}': v for name, v in rest.items()})
+
+
+def _checked_pmt(weights: StateDict, kind: str, source: str) -> ViTWeights:
+    check_decoder(decoder_of(weights), source)
+    vit = {name: value for name, value in weights.items() if not name.startswith(DECODER)}
+    if has_vit(vit):
+        check_complete(vit, source, kind)
+        check_form(vit, source)
+    return ViTWeights(source, kind, False, weights)
 
 
 def check_complete(weights: StateDict, source: str, kind: str) -> None:
@@ -320,21 +346,24 @@ def is_delta(found: ViTWeights) -> bool:
 
 
 def add_base(delta: ViTWeights, base: ViTWeights) -> StateDict:
-    """The weights of an EoMT that was published as differences to a ViT.
+    """The weights of an EoMT that was published as differences to a ViT, or of a PMT that was published without its ViT.
 
-    The ViT's part is the sum; queries, heads and upscaling are the delta's own.
+    An EoMT's ViT is the sum; queries, heads and upscaling are the delta's own.
 
     Returns:
         A state dict in the authors' format.
 
     Raises:
-        ValueError: If the first is no delta, or the second is not the ViT it was made from, as far as shapes show.
+        ValueError: If the first is neither, or the second is not the ViT it was made from, as far as shapes show.
     """
-    if base.is_eomt:
+    decoder = {name: value for name, value in delta.weights.items() if name.startswith(DECODER)}
+    if base.is_eomt or decoder_of(base.weights):
         raise ValueError(
-            f'{base.source} ({base.kind}) is an EoMT, not the ViT that {delta.source} holds differences to, which likely is '
-            f'{_likely_base(delta)}.'
+            f'{base.source} ({base.kind}) is {"an EoMT" if base.is_eomt else "a PMT"}, not the ViT that {delta.source} is '
+            f'for, which likely is {_likely_base(decoder_of(decoder) or delta.weights)}.'
         )
+    if decoder and not has_vit(delta.weights):
+        return with_vit(decoder, base.weights)
     if not is_delta(delta):
         raise ValueError(
             f'{delta.source} ({delta.kind}) holds whole weights, not differences to others: leave out +{base.source}.'
@@ -356,12 +385,13 @@ def add_base(delta: ViTWeights, base: ViTWeights) -> StateDict:
     if wrong:
         raise ValueError(
             f'{base.source} ({base.kind}) is not the ViT that {delta.source} holds differences to: {len(wrong)} weights do '
-            f'not fit, such as {"; ".join(wrong[:2])}. Likely it is {_likely_base(delta)}.'
+            f'not fit, such as {"; ".join(wrong[:2])}. Likely it is {_likely_base(delta.weights)}.'
         )
     return EOMT_DINOV3.write(total)
 
 
-def _likely_base(delta: ViTWeights) -> str:
-    size = {384: 's', 768: 'b', 1024: 'l', 1280: 'h', 4096: '7b'}.get(delta.weights['cls_token'].shape[-1], 'l')
-    plus = 'plus' if is_gated(delta.weights) and size != '7b' else ''
+def _likely_base(weights: StateDict) -> str:
+    dims = weights['query_embed.weight'].shape[-1]
+    size = {384: 's', 768: 'b', 1024: 'l', 1280: 'h', 4096: '7b'}.get(dims, 'l')
+    plus = 'plus' if is_gated(weights) and size != '7b' else ''
     return f'hf://facebook/dinov3-vit{size}16{plus}-pretrain-lvd1689m'

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmseg_eomt.models.eomt_head import EoMTHead
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.weights.checkpoint import Checkpoint
 from mmseg_eomt.weights.key_mapping import StateDict
 
@@ -42,14 +42,14 @@ class Converted:
 
 
 def convert_class_heads(model: nn.Module, state_dict: StateDict, source: str, training: bool, prefix: str = '') -> Converted:
-    """Compare the kind of a checkpoint's class head with that of each :class:`EoMTHead` in a model.
+    """Compare the kind of a checkpoint's class head with that of each :class:`QueryHead` in a model.
 
     A class head that can start from a linear one has a method ``from_linear(weight, bias, norm_weight, norm_bias)``: it
     returns the values of its further entries by name, and a line for the log. What it returns no value of is randomly
     initialised.
 
     Args:
-        model: An :class:`EoMTHead`, or a model with one.
+        model: A :class:`QueryHead`, or a model with one.
         state_dict: The checkpoint's, under the model's names.
         source: Its path or URL, for messages.
         training: Whether a new run starts from it, so that a linear head may be converted.
@@ -63,7 +63,7 @@ def convert_class_heads(model: nn.Module, state_dict: StateDict, source: str, tr
     """
     converted = Converted()
     for name, head in model.named_modules():
-        if isinstance(head, EoMTHead):
+        if isinstance(head, QueryHead):
             start = f'{name}.' if name else ''
             _convert(head, state_dict, f'{prefix}{start}', source, training, converted)
     return converted
@@ -81,7 +81,7 @@ def with_class_heads(model: nn.Module, state_dict: StateDict, checkpoint: Checkp
     return checkpoint.attach({**state_dict, **converted.values}) if converted.values else state_dict
 
 
-def _convert(head: EoMTHead, given: StateDict, prefix: str, source: str, training: bool, converted: Converted) -> None:
+def _convert(head: QueryHead, given: StateDict, prefix: str, source: str, training: bool, converted: Converted) -> None:
     start, own = f'{prefix}class_head.', head.state_dict()
     names = [name for name in given if name.startswith(start)]
     has, asked = _kind(names), _kind(name for name in own if name.startswith('class_head.'))

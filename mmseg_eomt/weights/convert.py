@@ -10,19 +10,21 @@ from mmseg_eomt.models.resize import grid_of
 from mmseg_eomt.weights.arch import arch_field, check_arch, infer_arch
 from mmseg_eomt.weights.checkpoint import ViTWeights, to_segmentor
 from mmseg_eomt.weights.checkpoint_io import naming
+from mmseg_eomt.weights.decoder import decoder_of, has_vit, to_own, with_vit
 from mmseg_eomt.weights.fit import fold_class_position
 from mmseg_eomt.weights.formats import EOMT, EOMT_DINOV3, HF_EOMT, HF_EOMT_DINOV3
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
+from mmseg_eomt.weights.pmt_formats import DECODER, PMT_DECODER
 
 NO_OBJECT_WEIGHT = 0.1  # of "no object" in the authors' class loss, which their checkpoints hold
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def to_mmseg(found: ViTWeights, meta: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint for :class:`EoMTViT` and :class:`EoMTHead` in ``EncoderDecoder``.
+    """A checkpoint for :class:`EoMTViT` and :class:`EoMTHead`, or for :class:`.LateralViT` and :class:`.PMTHead`.
 
     Args:
-        found: A whole EoMT.
+        found: A whole EoMT, or a PMT with or without its ViT.
         meta: What is known beside the weights, such as ``dataset_meta``.
 
     Returns:
@@ -31,12 +33,14 @@ def to_mmseg(found: ViTWeights, meta: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If it is a ViT alone.
     """
-    weights = _weights_of(found)
+    is_pmt = bool(decoder_of(found.weights))
+    weights = _pmt_weights_of(found) if is_pmt else _weights_of(found)
     fold_class_position(weights)
     grid = _grid(weights)
     if grid is not None:
         weights[GRID] = torch.tensor(grid)
-    return dict(meta=meta, state_dict=to_segmentor(weights, len(weights['attn_mask_probs'])))
+    state_dict = to_own(weights) if is_pmt else to_segmentor(weights, len(weights['attn_mask_probs']))
+    return dict(meta=meta, state_dict=state_dict)
 
 
 def to_eomt(found: ViTWeights) -> StateDict:
@@ -58,6 +62,22 @@ def to_eomt(found: ViTWeights) -> StateDict:
     for name, values in IMAGENET.items():
         out[f'network.encoder.pixel_{name}'] = torch.tensor(values).view(1, 3, 1, 1)
     out['criterion.empty_weight'] = _class_weights(weights)
+    return out
+
+
+def to_pmt(found: ViTWeights) -> StateDict:
+    """A state dict for the public implementation of PMT, with the ViT where it is there.
+
+    Raises:
+        ValueError: If it is no PMT, or has weights that the implementation has no place for.
+    """
+    weights = _pmt_weights_of(found)
+    if not has_vit(weights):
+        return PMT_DECODER.write(weights)
+    vit = {name: value for name, value in weights.items() if not name.startswith(DECODER)}
+    out = with_vit({name: value for name, value in weights.items() if name.startswith(DECODER)}, vit)
+    for name, values in IMAGENET.items():
+        out[f'network.encoder.pixel_{name}'] = torch.tensor(values).view(1, 3, 1, 1)
     return out
 
 
@@ -192,7 +212,15 @@ def _grid(weights: StateDict) -> tuple[int, int] | None:
         return None
 
 
+def _pmt_weights_of(found: ViTWeights) -> StateDict:
+    if not decoder_of(found.weights):
+        raise ValueError(f'{found.source} ({found.kind}) has no decoder of a PMT: there is nothing to convert.')
+    return {name: value for name, value in found.weights.items() if not name.startswith(UNUSED)}
+
+
 def _weights_of(found: ViTWeights) -> StateDict:
+    if decoder_of(found.weights):
+        raise ValueError(f'{found.source} ({found.kind}) is a PMT, not an EoMT: write it with --to pmt.')
     if not found.is_eomt:
         raise ValueError(
             f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: nothing is to be converted, name it in '

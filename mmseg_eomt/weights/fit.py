@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmseg_eomt.models.arch import ViTArch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.models.resize import grid_of, resize_patch_embed, resize_pos_embed
 from mmseg_eomt.weights.arch import check_arch
 from mmseg_eomt.weights.checkpoint import (
@@ -22,6 +23,7 @@ from mmseg_eomt.weights.checkpoint import (
 from mmseg_eomt.weights.class_heads import convert_class_heads, with_class_heads
 from mmseg_eomt.weights.compare import compare, refuse
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
+from mmseg_eomt.weights.pmt_formats import DECODER
 
 HEADS = ('input_projection', 'query_embed', 'class_head', 'mask_head', 'upscale')  # no ViT holds them
 REINS = ('rein', 'joint_rein')  # nor does an EoMT that was trained without
@@ -45,7 +47,7 @@ class Target:
     tensors: StateDict
     grid_size: tuple[int, int] | None = None
     num_joint_blocks: int | None = None
-    head: EoMTHead | None = None
+    head: QueryHead | None = None
 
 
 @dataclass
@@ -90,11 +92,11 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     if not found.is_eomt and not training:
         raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
     check_arch(found, target.arch, target.tensors)
-    weights = dict(found.weights)
+    weights = {name: value for name, value in found.weights.items() if not name.startswith(DECODER)}
     fold_class_position(weights)
     _fit_grid(found, weights, target, report)
     _fit_biases(found, weights, target, report)
-    _fit_heads(found, weights, target, report, training)
+    fit_heads(found, weights, target, report, training)
     own = target.tensors
     for name in [name for name in weights if name in own and weights[name].shape != own[name].shape]:
         if _may_be_new(name, found, report, training):
@@ -108,6 +110,7 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
     report.loaded = f'{len(filled)} tensors{_blocks_loaded(filled, target)}'
     ignored = sorted(name.removeprefix(UNUSED) for name in weights if name.startswith(UNUSED))
     report.ignored = ignored if len(ignored) < 5 else [*ignored[:2], f'… ({len(ignored)} entries)']
+    report.ignored += ['the decoder of a PMT'] if any(name.startswith(DECODER) for name in found.weights) else []
     absent = [name for name in own if name not in filled and not name.endswith('attn_mask_probs')]
     remade = [name for name in absent if _is_told(name, report)]
     report.new += dict.fromkeys(name.split('.')[0] for name in absent if name not in remade)
@@ -166,7 +169,7 @@ def _fit_biases(found: ViTWeights, weights: StateDict, target: Target, report: R
             del weights[name]
 
 
-def _fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
+def fit_heads(found: ViTWeights, weights: StateDict, target: Target, report: Report, training: bool) -> None:
     """Classes, queries, upscaling and mask probabilities of another number."""
     own = target.tensors
     if not found.is_eomt or 'query_embed.weight' not in own:
@@ -294,17 +297,17 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
                 f'{source} is a whole ViT or EoMT, and this model is not made of EoMTViT and EoMTHead: put it into init_cfg '
                 f'of the part that it is for.'
             )
-        return _checked(model, state_dict, checkpoint)
+        return checked(model, state_dict, checkpoint)
     is_whole = '' not in parts
     recognised = checkpoint.recognise(given)
     own_kind = is_whole and recognised.is_own
     foreign = not own_kind and (recognised.is_own or recognised.format is not None)
     if own_kind and given.keys() != state_dict.keys():  # of a compiled model
         state_dict = checkpoint.attach(given)
-    if not foreign and _is_alike(own, given):
+    if not foreign and is_alike(own, given):
         return state_dict
     if is_whole and not (foreign or own_kind) and given.keys() & own.keys():
-        return _checked(model, state_dict, checkpoint)
+        return checked(model, state_dict, checkpoint)
     found = checkpoint.parse(given)  # an error tells what it has, and which formats are known
     first = next(iter(parts.values()))
     names = {f'{prefix}{name}': whole for prefix, part in parts.items() for name, whole in vit_names(part).items()}
@@ -321,7 +324,7 @@ def fit_checkpoint(model: nn.Module, state_dict: StateDict) -> StateDict:
     return checkpoint.fitted(fitted)
 
 
-def _checked(model: nn.Module, state_dict: StateDict, checkpoint: Checkpoint) -> StateDict:
+def checked(model: nn.Module, state_dict: StateDict, checkpoint: Checkpoint) -> StateDict:
     """The state dict for a model with parts of an EoMT among others, once all of their weights are found in it."""
     state_dict = with_class_heads(model, state_dict, checkpoint)
     check_eomt_parameters(eomt_parameters(model), state_dict, checkpoint.source, checkpoint.starts_training)
@@ -338,7 +341,7 @@ def _parts_of(model: nn.Module) -> dict[str, EoMTViT | EoMTHead]:
     return {}
 
 
-def _is_alike(own: StateDict, given: StateDict) -> bool:
+def is_alike(own: StateDict, given: StateDict) -> bool:
     """Whether a checkpoint has a model's names and shapes, and positions for the model's grid where it notes one."""
     grids = [name for name in (GRID, f'backbone.{GRID}') if name in own]
     if any(name in given and not torch.equal(given[name].cpu(), own[name].cpu()) for name in grids):
@@ -347,8 +350,8 @@ def _is_alike(own: StateDict, given: StateDict) -> bool:
 
 
 def eomt_parameters(model: nn.Module) -> StateDict:
-    """The parameters of each :class:`EoMTViT` and :class:`EoMTHead` inside a model, by their names in it."""
-    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, EoMTHead)))
+    """The parameters of each :class:`EoMTViT` and :class:`QueryHead` inside a model, by their names in it."""
+    parts = tuple(f'{name}.' for name, m in model.named_modules() if name and isinstance(m, (EoMTViT, QueryHead)))
     return {name: parameter for name, parameter in model.named_parameters() if parts and name.startswith(parts)}
 
 

@@ -267,15 +267,19 @@ def _public_eomt(gated: bool) -> tuple[Rule, ...]:
     return prefixed(timm(gated), 'network.encoder.backbone.') + _public_heads()
 
 
-def _public_eomt_dinov3(gated: bool) -> tuple[Rule, ...]:
-    vit = (
+def public_dinov3(gated: bool) -> tuple[Rule, ...]:
+    """Rules for the DINOv3 inside the authors' models."""
+    return (
         Rename('cls_token', 'patch_embed.cls_token'),
         Rename('reg_token', 'patch_embed.register_tokens'),
         Rename('patch_embed.proj.{p}', 'patch_embed.patch_embeddings.{p}'),
         Rename('norm.{p}', 'norm.{p}'),
         *hf_dinov3_blocks(gated, 'blocks.{i}'),
     )
-    return prefixed(vit, 'network.encoder.backbone.') + _public_heads()
+
+
+def _public_eomt_dinov3(gated: bool) -> tuple[Rule, ...]:
+    return prefixed(public_dinov3(gated), 'network.encoder.backbone.') + _public_heads()
 
 
 def _hf_heads() -> tuple[Rule, ...]:

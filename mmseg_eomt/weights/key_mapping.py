@@ -148,12 +148,12 @@ def matching(given: StateDict, template: str) -> Iterator[dict[str, str]]:
     yield from [match.groupdict() for match in found if match]
 
 
-def prefixed(rules: tuple[Rule, ...], prefix: str) -> tuple[Rule, ...]:
-    """Rules whose names of theirs all begin with ``prefix``."""
+def prefixed(rules: tuple[Rule, ...], prefix: str, sides: tuple[str, ...] = ('theirs', 'mask')) -> tuple[Rule, ...]:
+    """Rules whose names of theirs, or of other ``sides``, all begin with ``prefix``."""
     changed = []
     for rule in rules:
         fields = dict(vars(rule))
-        for name in ('theirs', 'mask'):
+        for name in sides:
             value = fields.get(name)
             if isinstance(value, str):
                 fields[name] = prefix + value

@@ -15,8 +15,9 @@ from torch import nn
 
 from mmseg_eomt.adapters import inject, load_adapter, lora_config, merge, save_adapter, set_adapter
 from mmseg_eomt.adapters.checkpoint import fill_from_model
+from mmseg_eomt.adapters.separate_qkv import separate_qkv
 
-MINOR = dict(type='LoRAHook', r=4, lora_alpha=6, peft=dict(init_lora_weights='minor'))
+MINOR = dict(type='LoRAHook', r=4, lora_alpha=6, split_qkv=True, peft=dict(init_lora_weights='minor'))
 X = torch.linspace(-1, 1, 40).view(5, 8)
 
 
@@ -126,7 +127,7 @@ def test_ranks_by_layer_under_rslora_are_not_exported(tmp_path):
 
 @pytest.fixture(scope='module')
 def run(scenes, base, tmp_path_factory) -> Runner:
-    """A run from minor directions, with an average of its weights."""
+    """A run from minor directions of queries, keys and values apart, with an average of its weights."""
     hooks = [dict(MINOR, save_adapter=True), dict(type='EMAHook', momentum=0.3)]
     config = make_config(scenes, tmp_path_factory.mktemp('minor'), lora=True, load_from=base, custom_hooks=hooks)
     config.merge_from_dict(dict(val_dataloader=None, val_cfg=None, val_evaluator=None))
@@ -176,3 +177,47 @@ def test_a_new_run_goes_on_from_the_adapters_and_their_base(run, small_config):
     assert all(torch.equal(value, runner.model.state_dict()[name]) for name, value in base.items())
     with pytest.raises(ValueError, match=r"init_lora_weights: 'minor', here True"):
         Runner.from_cfg(small_config(lora=True, **{**changes, 'custom_hooks': [dict(MINOR, peft={})]})).train()
+
+
+class _Fused(nn.Module):
+    """Queries, keys and values of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.qkv(x)
+
+
+def test_split_rows_start_as_three_layers_of_somas(tmp_path):
+    """And they go on as three: gradients, and the folder on the untouched base."""
+    config = dict(r=2, lora_alpha=6, lora_dropout=0.0, target_modules=['qkv'], init_lora_weights='minor')
+    fused = _Fused()
+    inject(fused, lora_config(**config, split_qkv=True))
+    layers = []
+    for weight, bias in zip(_Fused().qkv.weight.chunk(3), _Fused().qkv.bias.chunk(3)):
+        layer = nn.Sequential(nn.Linear(8, 8))
+        layer[0].load_state_dict(dict(weight=weight, bias=bias))
+        inject(layer, lora_config(**{**config, 'target_modules': ['0']}))
+        layers.append(layer)
+
+    assert torch.equal(torch.cat([layer[0].base_layer.weight for layer in layers]), fused.qkv.base_layer.weight)
+    outputs = fused(X), torch.cat([layer(X) for layer in layers], -1)
+    assert torch.allclose(*outputs, atol=1e-5)
+    for output in outputs:
+        output.sin().sum().backward()
+    for part in ('lora_A', 'lora_B'):
+        weights = [getattr(layer[0], part)['default'].weight for layer in layers]
+        own = getattr(fused.qkv, part)['default'].weight
+        assert torch.equal(torch.cat(weights), own)
+        assert torch.allclose(torch.cat([weight.grad for weight in weights]), own.grad, atol=1e-5)
+
+    move(fused)
+    save_adapter(fused, tmp_path)
+    ours, plain = _Fused(), separate_qkv(_Fused())
+    load_adapter(ours, tmp_path)
+    peft.PeftModel.from_pretrained(plain, tmp_path)
+    assert torch.allclose(ours(X), fused(X), atol=1e-5)
+    assert torch.allclose(plain(X), fused(X), atol=1e-5)

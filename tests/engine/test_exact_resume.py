@@ -26,7 +26,7 @@ class _Stop(Hook):
             raise KeyboardInterrupt
 
 
-class _Note(Hook):
+class NoteBatches(Hook):
     """Note each loss and each batch, and draw within evaluations."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def augmented(config: Config) -> Config:
 
 def train(config: Config, stop: int | None = None) -> tuple[Runner, list[tuple]]:
     runner = Runner.from_cfg(augmented(config))
-    note = _Note()
+    note = NoteBatches()
     runner.register_hook(note, priority='LOW')
     if stop is None:
         runner.train()

@@ -77,7 +77,7 @@ def test_spans_that_make_no_sense_are_refused(arguments, message):
 
 
 def test_a_model_without_the_head_or_another_number_of_blocks_is_refused():
-    with pytest.raises(ValueError, match='one EoMTHead, found 0'):
+    with pytest.raises(ValueError, match='one EoMTHead or PMTHead, found 0'):
         MaskAnnealingHook().before_train(RunnerOfLength(head(2).norm, 10))
-    with pytest.raises(ValueError, match='2 joint blocks need as many start_iters, got 1'):
+    with pytest.raises(ValueError, match='2 blocks need as many start_iters, got 1'):
         MaskAnnealingHook([1], [2]).before_train(RunnerOfLength(head(2), 10))

@@ -101,7 +101,7 @@ def test_mask_probabilities_travel_with_the_weights():
     other.load_state_dict(head.state_dict())
 
     assert other.mask_probs == (0.0, 0.5)
-    with pytest.raises(ValueError, match='2 joint blocks'):
+    with pytest.raises(ValueError, match='2 blocks need'):
         head.set_mask_probs([1.0])
 
 
