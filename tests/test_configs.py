@@ -29,10 +29,10 @@ def test_model_and_hooks_build(name):
 
     assert ('LoRAHook' in hooks) == bool(re.search('lora|frozen|pmt|rein', name))
     assert tuple(model.data_preprocessor.size) == tuple(config.crop_size)
-    assert model.decode_head.num_joint_blocks == model.backbone.num_joint_blocks
+    assert getattr(model.decode_head, 'num_joint_blocks', 0) == model.backbone.num_joint_blocks
     if 'MaskAnnealingHook' in hooks:
         spans = hooks['MaskAnnealingHook'].start_iters or model.decode_head.blocks
-        assert len(spans) == model.decode_head.num_joint_blocks
+        assert len(spans) == len(model.decode_head.blocks)
     else:
         assert 'no MaskAnnealingHook' in (ROOT / 'configs' / name).read_text()
     if 'lora' in name:

@@ -22,9 +22,11 @@ NORM = dict(type='BN', requires_grad=True)
 LOSS = dict(type='CrossEntropyLoss')
 
 EOMT_VIT = dict(type='EoMTViT', arch=SMALL_ARCH, img_size=64, num_joint_blocks=0, out_indices=(0, 1, 2, 3))
+LATERAL_VIT = dict(type='LateralViT', arch=SMALL_ARCH, img_size=64)
 TRANSFORMER = dict(img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2, num_heads=2, out_indices=(0, 1))
 # zero_init_residual multiplies all blocks by zero until their norms are trained
 RESNET = dict(type='ResNetV1c', depth=18, base_channels=16, stem_channels=16, norm_cfg=NORM, zero_init_residual=False)
+ONE_STRIDE = dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))  # of the last two stages
 THREE_STAGES = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
 SWIN = dict(type='SwinTransformer', embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 2), window_size=4)
 MIT = dict(type='MixVisionTransformer', embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 2, 4])
@@ -50,6 +52,12 @@ def eomt_head(in_channels: int, patch_size: int, in_index: int = -1) -> dict:
     return dict(type='EoMTHead', num_classes=19, in_channels=in_channels, patch_size=patch_size, in_index=in_index, **sizes)
 
 
+def pmt_head(in_channels: tuple[int, ...], patch_size: int, in_index: tuple[int, ...]) -> dict:
+    """PMTHead on maps of so many channels and one stride."""
+    sizes = dict(arch=SMALL_ARCH, num_blocks=2, mlp_hidden_dims=32, num_queries=12, num_points=128)
+    return dict(type='PMTHead', num_classes=19, in_channels=in_channels, patch_size=patch_size, in_index=in_index, **sizes)
+
+
 SEGMENTER = dict(num_layers=1, num_heads=2, embed_dims=32, norm_cfg=dict(type='LN'))
 # backbone, head, and what else there is
 PAIRS = {
@@ -71,8 +79,12 @@ PAIRS = {
     'MiT + EoMTHead': (MIT, eomt_head(32, 32), {}),
     'ViT + EoMTHead': (VIT, eomt_head(32, 16), {}),
     'BEiT + EoMTHead': (BEIT, eomt_head(32, 16), {}),
+    'LateralViT + PMTHead': (LATERAL_VIT, pmt_head((32,) * 4, 16, (0, 1, 2, 3)), {}),
+    'dilated ResNet + PMTHead': (dict(RESNET, **ONE_STRIDE), pmt_head((64, 128), 16, (2, 3)), {}),
+    'ViT + PMTHead': (VIT, pmt_head((32, 32), 16, (0, 1)), {}),
     'Swin + UPer': (SWIN, four_maps('UPerHead', (16, 32, 64, 128), pool_scales=(1, 2)), {}),
 }
+QUERY_HEADS = ('EoMTHead', 'PMTHead')
 WHOLE = ('ResNet + EoMTHead', 'Swin + EoMTHead', 'MiT + EoMTHead', 'ViT + EoMTHead', 'EoMTViT + UPer', 'Swin + UPer')
 
 
@@ -93,7 +105,7 @@ def mixed_config(small_config, pair: str, lora: bool, name: str = 'run', **chang
     config.optim_wrapper.optimizer.lr = 1e-2  # so that two iterations change scores by more than rounding does
     config.param_scheduler = []
     config.custom_hooks = []
-    if decode_head['type'] == 'EoMTHead':
+    if decode_head['type'] in QUERY_HEADS:
         config.custom_hooks = [dict(type='MaskAnnealingHook', start_iters=[0, 1], end_iters=[1, 2])]
     if lora:
         hook = dict(type='LoRAHook', r=4, lora_alpha=8, lora_dropout=0.0, target_modules=page_targets(backbone['type']))
@@ -159,8 +171,8 @@ def test_a_mixed_model_trains_evaluates_and_is_the_same_when_reloaded(small_conf
 
 
 @pytest.mark.parametrize('size', [(70, 90), (100, 65)])
-@pytest.mark.parametrize('pair', [pair for pair, (_, head, _) in PAIRS.items() if head['type'] == 'EoMTHead'])
-def test_predictions_of_eomt_head_have_the_images_size(small_config, pair, size):
+@pytest.mark.parametrize('pair', [pair for pair, (_, head, _) in PAIRS.items() if head['type'] in QUERY_HEADS])
+def test_predictions_of_a_head_with_queries_have_the_images_size(small_config, pair, size):
     config = mixed_config(small_config, pair, False)
     config.test_pipeline = [step for step in config.test_pipeline if step['type'] != 'Resize']
     model = init_model(config, device='cpu')

@@ -2,6 +2,7 @@
 
 from mmseg_eomt.engine.feature_cache import FeatureCacheHook
 from mmseg_eomt.engine.lora_hook import LoRAHook
+from mmseg_eomt.engine.optimizer_steps import WarmupCosineLR
 from mmseg_eomt.engine.schedules import EoMTOptimWrapperConstructor, MaskAnnealingHook, TwoWarmupsPolyLR
 from mmseg_eomt.engine.weight_decay import WeightDecayLogHook
 
@@ -11,5 +12,6 @@ __all__ = [
     'LoRAHook',
     'MaskAnnealingHook',
     'TwoWarmupsPolyLR',
+    'WarmupCosineLR',
     'WeightDecayLogHook',
 ]

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
 
+from mmseg_eomt.engine.optimizer_steps import accumulative_counts
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming
-from mmseg_eomt.engine.schedules import accumulative_counts
 from mmseg_eomt.whole import whole_file
 
 RANDOM_STATE = 'random_state'  # in a checkpoint: a list with the state of each process

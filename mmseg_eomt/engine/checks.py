@@ -17,9 +17,10 @@ from mmseg_eomt.adapters.checkpoint import note_of, weights_of
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.engine.checkpoints import RandomStateHook, save_between_steps
 from mmseg_eomt.engine.lora_hook import LoRAHook
+from mmseg_eomt.engine.optimizer_steps import accumulative_counts
 from mmseg_eomt.engine.resume import check_fits_run, check_resumable
 from mmseg_eomt.engine.runner_state import checkpoint_path, is_resuming, is_training, segmentor_of
-from mmseg_eomt.engine.schedules import MaskAnnealingHook, accumulative_counts
+from mmseg_eomt.engine.schedules import MaskAnnealingHook
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.query_head import QueryHead

@@ -11,8 +11,8 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from mmseg_eomt.engine.optimizer_steps import OptimizerStepsLR
 from mmseg_eomt.engine.runner_state import asked_to_resume, checkpoint_path, is_resuming, segmentor_of, set_resume, set_seed
-from mmseg_eomt.engine.schedules import TwoWarmupsPolyLR
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.weights.checkpoint_io import is_whole
@@ -297,7 +297,7 @@ def _check_schedules(runner: Runner, saved: Any, source: str) -> None:
             f'in the run to resume, {OR_A_NEW_RUN}.'
         )
     for schedule, state, expected in zip(runner.param_schedulers, saved, own):
-        if isinstance(schedule, TwoWarmupsPolyLR):
+        if isinstance(schedule, OptimizerStepsLR):
             continue  # which refuses other numbers itself
         for name in ('begin', 'end', 'total_iters', 'power', 'eta_min', 'eta_min_ratio'):
             if name in state and _plain(state[name]) != _plain(expected[name]):

@@ -8,24 +8,19 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, _ParamScheduler
-from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
 from torch import nn
 
 from mmseg_eomt.adapters.names import plain_name
+from mmseg_eomt.engine.optimizer_steps import OptimizerStepsLR
 from mmseg_eomt.engine.runner_state import segmentor_of
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.query_head import QueryHead
 
 PRETRAINED, NEW = 'pretrained', 'new'
-
-
-def accumulative_counts(optim_wrapper: Any) -> int | None:
-    """The iterations that an optimizer step takes; None for several optimizers, each of which has its own."""
-    return getattr(optim_wrapper, '_accumulative_counts', None)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -116,11 +111,10 @@ class EoMTOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 @PARAM_SCHEDULERS.register_module()
-class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
+class TwoWarmupsPolyLR(OptimizerStepsLR):
     """Warm up the new parts with the pretrained ones frozen, then the pretrained ones; both decay polynomially afterwards.
 
-    Steps are the optimizer's: with ``accumulative_counts=n`` one takes n iterations, so that warm-ups are as long in images
-    as without. A learning rate depends on the step alone, and this has to be its only schedule.
+    Steps are the optimizer's: :class:`OptimizerStepsLR`.
 
     Args:
         optimizer: The OptimWrapper, built by :class:`~mmseg_eomt.engine.schedules.EoMTOptimWrapperConstructor`.
@@ -139,6 +133,8 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
     Source: public implementation ``training/two_stage_warmup_poly_schedule.py``.
     """
 
+    resumed = (*OptimizerStepsLR.resumed, 'power')
+
     def __init__(
         self,
         optimizer: OptimWrapper,
@@ -150,41 +146,14 @@ class TwoWarmupsPolyLR(LRSchedulerMixin, _ParamScheduler):
         by_epoch: bool = False,
         verbose: bool = False,
     ) -> None:
-        self.accumulative_counts = accumulative_counts(optimizer) or 1
-        self.warmup_steps = tuple(warmup_steps)
         self.power = power
-        self.num_steps = -(-(end - begin) // self.accumulative_counts)
-        if by_epoch:
-            raise ValueError('TwoWarmupsPolyLR counts iterations: set by_epoch=False.')
-        if sum(self.warmup_steps) >= self.num_steps:
-            raise ValueError(
-                f'The warm-ups of TwoWarmupsPolyLR take {" + ".join(map(str, self.warmup_steps))} steps, but it has '
-                f'{self.num_steps}: {end - begin} iterations, {self.accumulative_counts} per step. Lower its warmup_steps, '
-                f'or train longer; and by_epoch=False has to be in its config.'
-            )
         groups = getattr(optimizer, 'optimizer', optimizer).param_groups
         if not all(group.get('part') in (PRETRAINED, NEW) for group in groups):
             raise ValueError("TwoWarmupsPolyLR needs optim_wrapper.constructor='EoMTOptimWrapperConstructor'.")
-        super().__init__(optimizer, begin=begin, end=end, last_step=last_step, by_epoch=by_epoch, verbose=verbose)
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a checkpoint's step.
-
-        Raises:
-            ValueError: If it was saved in a run of another length, accumulation or schedule: its steps would be others.
-        """
-        for name in ('warmup_steps', 'power', 'begin', 'end', 'accumulative_counts'):
-            saved, own = state_dict[name], getattr(self, name)
-            if saved != own:
-                raise ValueError(
-                    f'The run to resume had {name}={saved} in its TwoWarmupsPolyLR, here it is {own}: set the same (end is '
-                    f'max_iters), or start a new run from the checkpoint with load_from.'
-                )
-        super().load_state_dict(state_dict)
+        super().__init__(optimizer, warmup_steps, begin, end, last_step, by_epoch, verbose)
 
     def _get_value(self) -> list[float]:
-        step = self.last_step // self.accumulative_counts
-        first, second = self.warmup_steps
+        (first, second), step = self.warmup_steps, self.step_now
         factors = {
             NEW: self._factor(step, first, self.num_steps),
             PRETRAINED: self._factor(step - first, second, self.num_steps - first),
@@ -211,9 +180,10 @@ class MaskAnnealingHook(Hook):
     where it stopped. The probabilities are logged as ``mask_prob_{i}``.
 
     Args:
-        start_iters: First iteration of annealing each joint block. Default: the published fractions of the run: with J joint
-            blocks, block i is annealed from (i + 1) / (J + 2) to (i + 2) / (J + 2) of it.
-        end_iters: Iteration of each joint block from which on it is never masked. Default: see ``start_iters``.
+        start_iters: First iteration of annealing each joint block; a float is a fraction of the run, such as 0.25. Default:
+            EoMT's published fractions: with J joint blocks, block i is annealed from (i + 1) / (J + 2) to (i + 2) / (J + 2).
+        end_iters: Iteration of each joint block from which on it is never masked, or a fraction as well. Default: see
+            ``start_iters``.
         power: Exponent of the polynomial. Default: 0.9.
 
     Raises:
@@ -226,8 +196,8 @@ class MaskAnnealingHook(Hook):
 
     def __init__(
         self,
-        start_iters: Sequence[int] | None = None,
-        end_iters: Sequence[int] | None = None,
+        start_iters: Sequence[float] | None = None,
+        end_iters: Sequence[float] | None = None,
         power: float = 0.9,
     ) -> None:
         if (start_iters is None) != (end_iters is None):
@@ -248,12 +218,14 @@ class MaskAnnealingHook(Hook):
         num_blocks = len(self._head.blocks)
         if self.start_iters is None or self.end_iters is None:
             edges = [int(runner.max_iters * i / (num_blocks + 2)) for i in range(1, num_blocks + 2)]
-            # a run shorter than its joint blocks has no room for annealing: one iteration each
-            self._spans = [(start, max(end, start + 1)) for start, end in itertools.pairwise(edges)]
+            spans = list(itertools.pairwise(edges))
         else:
             if len(self.start_iters) != num_blocks:
                 raise ValueError(f'{num_blocks} blocks need as many start_iters, got {len(self.start_iters)}.')
-            self._spans = list(zip(self.start_iters, self.end_iters))
+            pairs = zip(self.start_iters, self.end_iters)
+            spans = [(_iteration(start, runner.max_iters), _iteration(end, runner.max_iters)) for start, end in pairs]
+        # a run shorter than its blocks has no room for annealing: one iteration each
+        self._spans = [(start, max(end, start + 1)) for start, end in spans]
         self._head.set_mask_probs(self.mask_probs(runner.iter), first=True)
         last_end = max(end for _, end in self._spans)
         if last_end > runner.max_iters:
@@ -279,3 +251,8 @@ class MaskAnnealingHook(Hook):
             self._head.set_mask_probs(probs)
         for i, prob in enumerate(probs):
             runner.message_hub.update_scalar(f'train/mask_prob_{i}', prob)
+
+
+def _iteration(edge: float, max_iters: int) -> int:
+    """An iteration, or what a fraction of the run is; published ones are rounded down."""
+    return edge if isinstance(edge, int) else int(max_iters * edge + 1e-6)

@@ -15,6 +15,7 @@ from mmseg_eomt.tasks.trunk import Path
 
 Base = dict[str, Tensor | str]  # weights of an encoder by plain name, or the fingerprint of one that adapters have changed
 NUM_SHOWN = 2
+STEPS = ('embed', 'run_blocks', 'run_block')  # of the forward pass; subclasses may only differ in their outputs
 
 
 def base_of(model: nn.Module, note: Mapping[str, Any] | None) -> Base:
@@ -125,7 +126,8 @@ def paths_of(models: Mapping[str, nn.Module]) -> dict[str, Path]:
             paths[name] = (numbers.setdefault(whole, len(numbers)),)
             continue
         stem = [part for part in contents(backbone) if part[0].split('.')[0] not in ('blocks', 'norm')]
-        kind = (type(backbone), repr(backbone.arch), backbone.patch_size, backbone.grid_size)
+        steps = tuple(getattr(type(backbone), step) for step in STEPS)
+        kind = (steps, repr(backbone.arch), backbone.patch_size, backbone.grid_size)
         path = [numbers.setdefault((kind, tuple(stem)), len(numbers))]
         for i, block in enumerate(backbone.blocks):
             adapted = _adapters(model) if tuner_layers(block) else ''

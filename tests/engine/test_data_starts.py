@@ -14,10 +14,15 @@ from torch import nn
 
 from mmseg_eomt.adapters import inject, lora_config
 from mmseg_eomt.adapters.names import adapter_names, tuner_layers
-from mmseg_eomt.engine.data_starts import BATCHES, first_batches
+from mmseg_eomt.engine import data_starts
 
 LOOKED = 'training batches are looked at'
 LORA_GA = pytest.mark.skipif(not hasattr(peft, 'LoraGAConfig'), reason='earlier versions of PEFT do not know this start')
+
+
+@pytest.fixture(autouse=True)
+def _few_batches(monkeypatch) -> None:
+    monkeypatch.setattr(data_starts, 'BATCHES', 4)
 
 
 class _Before(Hook):
@@ -63,9 +68,9 @@ def test_eva_starts_at_the_main_directions_of_what_comes_into_a_layer(short):
     plain.load_or_resume()
     layer = plain.model.backbone.blocks[1].attn.qkv
     layer.register_forward_hook(lambda _layer, given, _out: inputs.append(given[0].flatten(0, -2)))
-    batches = first_batches(runner)
-    assert len(batches) == BATCHES
-    for batch in batches[:4]:
+    batches = data_starts.first_batches(runner)
+    assert len(batches) == 4
+    for batch in batches:
         with torch.no_grad():
             plain.model.eval()(**plain.model.data_preprocessor(batch, True), mode='tensor')
     rows = torch.cat(inputs)

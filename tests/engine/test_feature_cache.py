@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_ARCH
+from conftest import ROOT, SMALL_ARCH, free_port, run_tool
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, loops
@@ -214,6 +214,19 @@ def test_a_cache_of_anything_else_is_not_used_and_named(frozen_config, tmp_path,
         assert len(caches(tmp_path)) == 2 + number
         assert re.search(rf'{stale} holds features of other {name} \(.* MB\) and is not used', log)
     os.utime(mask, ns=(0, time))
+
+
+@pytest.mark.slow
+def test_two_processes_compute_a_part_each_and_train_on_all(frozen_config, config_file, tmp_path):
+    weights = []
+    for make in (lambda config: config, uncached):
+        config = make(frozen_config(make.__name__.strip('<>'), cache=dict(dtype='float32'), max_iters=4))
+        config.train_dataloader.batch_size = 1
+        run_tool('tools/dist_train.sh', config_file(config), 2, PORT=free_port(), PYTHONPATH=str(ROOT))
+        weights.append(torch.load(Path(config.work_dir) / 'iter_4.pth', weights_only=True)['state_dict'])
+    assert len(list(tmp_path.glob('features/*/view*.pt'))) == 2
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 @pytest.mark.parametrize(

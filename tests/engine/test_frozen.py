@@ -1,5 +1,6 @@
 """A frozen backbone costs no gradients: what trains is the decode head, and what is kept for it is the head's."""
 
+import functools
 import re
 import weakref
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from mmseg_eomt.adapters.inject import inject
 from mmseg_eomt.engine.frozen_part import FrozenPart
 from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.lateral_vit import LateralViT
 
 FROZEN = sorted(path.name for path in (ROOT / 'configs').glob('eomt_frozen_*.py'))
+SPLIT_VIT, WHOLE_VIT = (functools.partial(EoMTViT, num_joint_blocks=number) for number in (2, 0))
 HOOK = dict(type='LoRAHook', target_modules=[], trainable_modules=['decode_head'])
 ROTARY = dict(rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')
 
@@ -99,12 +102,14 @@ def test_a_trained_backbone_would_be_noticed():
 
 
 @pytest.mark.parametrize('arch', [{}, ROTARY], ids=['learned', 'rotary'])
-@pytest.mark.parametrize(('joint', 'outputs'), [(2, (-1,)), (2, (0, 1)), (0, (0, 1, 3))])
+@pytest.mark.parametrize(
+    ('kind', 'outputs'), [(SPLIT_VIT, (-1,)), (SPLIT_VIT, (0, 1)), (WHOLE_VIT, (0, 1, 3)), (LateralViT, (0, 1, 3))]
+)
 @pytest.mark.parametrize('first_trained', [1, 2, None])
-def test_the_frozen_part_and_the_rest_are_the_backbone(arch, joint, outputs, first_trained):
+def test_the_frozen_part_and_the_rest_are_the_backbone(arch, kind, outputs, first_trained):
     """Wherever it is cut, and whichever blocks' outputs heads take."""
     arch = dict(SMALL_ARCH, **arch)
-    vit = EoMTViT(arch, img_size=(32, 64), num_joint_blocks=joint, out_indices=outputs).requires_grad_(False)
+    vit = kind(arch, img_size=(32, 64), out_indices=outputs).requires_grad_(False)
     if first_trained is not None and first_trained < len(vit.blocks):
         vit.blocks[first_trained].requires_grad_()
     part, image = FrozenPart(vit), torch.randn(2, 3, 32, 64)
