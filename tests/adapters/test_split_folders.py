@@ -217,6 +217,10 @@ def test_adapters_that_are_split_stand_beside_those_that_are_not(tmp_path, order
         assert [num_blocks(model.qkv, adapter) for adapter in ('split', 'whole')] == [3, 1]
         assert torch.allclose(model(TOKENS), alone[name], atol=1e-6)
         assert not torch.allclose(model(TOKENS), base, atol=1e-3)
+    mixed = model.eval().qkv(TOKENS, adapter_names=list(order))  # PEFT's batch of an adapter for each image
+    for index, name in enumerate(order):
+        set_adapter(model, name)
+        assert torch.allclose(mixed[index], model.qkv(TOKENS)[index], atol=1e-6)
     changes = {name: model.qkv.get_delta_weight(name) for name in order}
     expected = small().qkv.weight + 0.5 * changes['split'] + 2 * changes['whole']
     merge(model, dict(split=0.5, whole=2.0))
