@@ -4,7 +4,7 @@ from mmseg_eomt.patches import repairs
 
 repairs.apply()
 
-from mmseg_eomt import anomaly  # noqa: E402
+from mmseg_eomt import anomaly, domains  # noqa: E402
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
 from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
@@ -36,4 +36,5 @@ __all__ = [
     'TwoWarmupsPolyLR',
     '__version__',
     'anomaly',
+    'domains',
 ]

@@ -10,8 +10,9 @@ custom_hooks = [
         lora_alpha=16,
         lora_dropout=0.0,
         target_modules=['qkv', 'proj', 'fc1', 'fc2'],
+        split_qkv=True,
         blocks=(8, -1),  # all but the first third
-        peft=dict(bias='lora_only'),  # the biases of adapted layers train too
+        peft=dict(init_lora_weights='minor', bias='lora_only'),  # biases of adapted layers train too
     ),
     dict(type='MaskAnnealingHook'),
     dict(type='EMAHook', begin_iter=12000),  # evaluation and checkpoints take the average; momentum 0.0002

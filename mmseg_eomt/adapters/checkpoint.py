@@ -231,7 +231,9 @@ def adapt(model: nn.Module, given: dict[str, Any], weights: dict[str, Tensor], s
         raise ValueError(
             f'{source} has adapters but does not say which: load it with LoRAHook in custom_hooks, set as in training.'
         )
-    config = config_for(given['peft'], weights, source) if given['peft'] else None
+    config: Any = config_for(given['peft'], weights, source) if given['peft'] else None
+    if config:
+        config.inference_mode = False  # of a folder, whose adapters would be frozen, and perhaps nothing left to train
     if not given['complete']:
         restore_base(model, given['base'], base_names(weights), source)
     with peft_errors(source):

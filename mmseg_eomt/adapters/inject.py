@@ -111,12 +111,12 @@ def inject(
         from peft import inject_adapter_in_model
         from peft.functional import cast_adapter_dtype
 
-        from mmseg_eomt.adapters.split_qkv import check_split
+        from mmseg_eomt.adapters.split_qkv import splitting
 
         with warnings.catch_warnings(), starting(model, fitted_config(model, config, whole), fresh) as fitted:
             warnings.filterwarnings('ignore', message='.*merge.*', module='peft')
-            inject_adapter_in_model(fitted, model)
-        check_split(model, config)
+            with splitting(model, fitted):
+                inject_adapter_in_model(fitted, model)
         cast_adapter_dtype(model, 'default')  # fp32 also beside a base of bf16, whose type they have taken
         sync_new_layers(model)
     num_trained = 0

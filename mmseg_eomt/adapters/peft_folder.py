@@ -82,9 +82,9 @@ def save_adapter(
         ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`),
             or if the folder is there and no adapter's.
     """
+    check_exportable(model, base, name)
     from mmseg_eomt.adapters.split_qkv import split_layers
 
-    check_exportable(model, base, name)
     folder = Path(folder).resolve()  # behind a link, which stays
     if folder.exists() and not (folder.is_dir() and (_is_adapters(folder) or not any(folder.iterdir()))):
         raise ValueError(
@@ -255,15 +255,15 @@ def _put_in(model: nn.Module, config: 'PeftConfig', weights: dict[str, Tensor], 
     from peft.functional import cast_adapter_dtype
     from peft.functional import set_adapter as peft_set_adapter
 
-    from mmseg_eomt.adapters.split_qkv import make_room
+    from mmseg_eomt.adapters.split_qkv import splitting
 
     if not tuner_layers(model):
         for parameter in model.parameters():
             parameter.requires_grad = False
     with peft_errors(source), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
-        make_room(model, config, name)
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with splitting(model, config, name):
+            inject_adapter_in_model(config, model, adapter_name=name)
         cast_adapter_dtype(model, name)
         sync_new_layers(model)
     weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}

@@ -12,6 +12,7 @@ from mmseg_eomt.adapters.separate_qkv import ROWS
 
 _PART = re.compile(rf'(?P<fused>(?:.*\.)?qkv)\.(?P<row>{"|".join(ROWS)})\.(?P<rest>.+)')
 _PAIR = ('lora_A.weight', 'lora_B.weight')
+_BIAS = 'base_layer.bias'  # trained with bias='lora_only'
 
 
 def separate(
@@ -32,6 +33,9 @@ def separate(
         for pair in _PAIR:
             parts = new.pop(f'{PREFIX}{name}.{pair}').chunk(3)
             new.update({f'{PREFIX}{name}.{row}.{pair}': part.clone() for row, part in zip(ROWS, parts, strict=True)})
+        bias = new.pop(f'{PREFIX}{name}.{_BIAS}', None)
+        parts = () if bias is None else bias.chunk(3)
+        new.update({f'{PREFIX}{name}.{row}.{_BIAS}': part.clone() for row, part in zip(ROWS, parts) if _has_bias(row, part)})
     ranks = {name: len(new[key]) for key, name in _adapted(new).items()}
     alphas = {name: _alpha(values, _fused_name(name, fused)) for name in ranks}
     explicit = dict(
@@ -63,7 +67,7 @@ def join(tensors: Mapping[str, Tensor], values: dict[str, Any], source: str) -> 
     found = {name: match for name in tensors if (match := _PART.fullmatch(name.removeprefix(PREFIX)))}
     if not found:
         return dict(tensors), values
-    others = [name for name, match in found.items() if match['rest'] not in _PAIR]
+    others = [name for name, match in found.items() if match['rest'] not in (*_PAIR, _BIAS)]
     if values['peft_type'] != 'LORA' or others:
         raise ValueError(
             f'{source} has adapters of separate queries, keys and values that are not plain LoRA, such as '
@@ -75,6 +79,7 @@ def join(tensors: Mapping[str, Tensor], values: dict[str, Any], source: str) -> 
     for name in fused:
         a, b = _pairs(name, tensors, values, source)
         new.update({f'{PREFIX}{name}.{pair}': torch.cat(parts) for pair, parts in zip(_PAIR, (a, b), strict=True)})
+        new.update(_joined_bias(name, tensors, values, source))
         ranks[name] = len(a[0])
         alphas[name] = _one({_alpha(values, f'{name}.{row}') for row in ROWS}, 'lora_alpha', name, source)
     patterns = dict(
@@ -96,6 +101,24 @@ def _pairs(fused: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any],
         pairs.append([torch.zeros_like(given) if part is None else part for part in pair])
     _one({len(part) for part in pairs[0]}, 'rank', fused, source)
     return pairs
+
+
+def _has_bias(row: str, bias: Tensor) -> bool:
+    """Whether a separate layer has this bias: DINOv3's keys have none, which are zeros in the fused layer."""
+    return row != 'k_proj' or bool(bias.any())
+
+
+def _joined_bias(fused: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The trained bias of a fused layer, if there is one."""
+    q, k, v = (tensors.get(f'{PREFIX}{fused}.{row}.{_BIAS}') for row in ROWS)
+    if q is None and k is None and v is None:
+        return {}
+    if q is None or v is None or not _is_target(values, f'{fused}.k_proj'):
+        raise ValueError(
+            f'{source} trains the bias of {fused} in some of queries, keys and values, which is not put into a fused layer: '
+            f'load it with PEFT on separate_qkv(model), or copy it again if it is damaged.'
+        )
+    return {f'{PREFIX}{fused}.{_BIAS}': torch.cat([q, torch.zeros_like(q) if k is None else k, v])}
 
 
 def _one(found: set[Any], name: str, layer: str, source: str) -> Any:

@@ -8,12 +8,15 @@ What starts adapters, or changes them together with the base, finds the blocks b
 ``tensor.chunk(num_blocks(layer, adapter))``: views of A (r, d), of B (d, r) and of the base's weight (d, d) alike.
 """
 
+import copy
 import dataclasses
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -24,7 +27,7 @@ _FROM_DATA = ('eva', 'corda', 'lora_ga')
 
 @dataclasses.dataclass
 class SplitLoraConfig(LoraConfig):
-    """PEFT's config of LoRA, whose adapters of layers called ``qkv`` are :class:`SplitLinear`; ``r`` is each block's rank.
+    """PEFT's config of LoRA, whose adapters of layers called ``qkv`` are split; ``r`` is the rank of each block.
 
     Raises:
         ValueError: If a field asks for what three blocks cannot have.
@@ -34,13 +37,14 @@ class SplitLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        without = dict(use_dora=(False,), lora_bias=(False,), bias=('none',), target_parameters=(None, []))
+        without: dict[str, Any] = dict(
+            use_dora=(False,), lora_bias=(False,), bias=('none', 'lora_only'), target_parameters=(None, [])
+        )
         asked = [name for name, values in without.items() if getattr(self, name) not in values]
         if self.init_lora_weights in _FROM_DATA:
             asked.append('init_lora_weights')
         for name in asked:
             raise ValueError(f'split_qkv does not go with {name}={getattr(self, name)!r}: drop one of the two.')
-        self._register_custom_module({nn.Module: cast(Any, _split_layer)})  # PEFT calls what it takes for a class
 
 
 def split_config(config: PeftConfig) -> SplitLoraConfig:
@@ -66,36 +70,10 @@ class BlockLinear(nn.Linear):
 
 
 class SplitLinear(Linear):
-    """PEFT's adapted linear layer on a fused layer of queries, keys and values, with three pairs of A and B.
+    """PEFT's adapted linear layer, some of whose adapters have three pairs of A and B.
 
-    The dropout in front of them is drawn once for the three; on three separate layers PEFT draws it for each. Adapters whose
-    names are not in ``split_adapters`` are PEFT's own, with one pair.
+    The dropout in front of them is drawn once for the three; on three separate layers PEFT draws it for each.
     """
-
-    split_adapters: set[str]
-
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, **kwargs: Any) -> None:
-        self.split_adapters = {adapter_name}
-        super().__init__(base_layer, adapter_name, **kwargs)
-
-    def update_layer(self, adapter_name: str, r: int, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter; PEFT itself starts each block as it starts a separate layer, which may change the base."""
-        if adapter_name not in self.split_adapters:
-            super().update_layer(adapter_name, r, *args, **kwargs)
-            return
-        base = cast(nn.Linear, self.get_base_layer())
-        parts: list[Any] = [_adapted_rows(rows, adapter_name, r, kwargs) for rows in base.weight.data.chunk(NUM_BLOCKS)]
-        first = parts[0]
-        for field in ('r', 'lora_alpha', 'scaling', 'use_rslora', 'use_dora', 'lora_bias', 'lora_dropout'):
-            getattr(self, field)[adapter_name] = getattr(first, field)[adapter_name]
-        self.lora_A[adapter_name] = nn.Linear(base.in_features, NUM_BLOCKS * r, bias=False, device='meta')
-        self.lora_B[adapter_name] = BlockLinear(r, base.out_features, bias=False, device='meta')
-        for pairs, of in ((self.lora_A, 'lora_A'), (self.lora_B, 'lora_B')):
-            weights = [getattr(part, of)[adapter_name].weight.detach() for part in parts]
-            pairs[adapter_name].weight = nn.Parameter(torch.cat(weights))
-        base.weight.data = _joined(base.weight.data, [part.base_layer.weight.data for part in parts])
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=not first.lora_A[adapter_name].weight.requires_grad)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The change (3d, d) of the base's weight: each block's product."""
@@ -104,45 +82,6 @@ class SplitLinear(Linear):
         pairs: list[Any] = [self.lora_A[adapter], self.lora_B[adapter]]
         a, b = (pair.weight.chunk(NUM_BLOCKS) for pair in pairs)
         return torch.cat([rows @ columns for columns, rows in zip(a, b, strict=True)]) * self.scaling[adapter]
-
-
-def _adapted_rows(rows: Tensor, adapter_name: str, r: int, kwargs: dict[str, Any]) -> Linear:
-    """PEFT's layer over some rows of a weight, in place of the layer that they would be in a separated model."""
-    layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device='meta')
-    layer.weight = nn.Parameter(rows, requires_grad=False)
-    part = Linear(layer, adapter_name, r=r, **kwargs)
-    if part.lora_variant:
-        variant = type(part.lora_variant[adapter_name]).__name__
-        raise ValueError(f'split_qkv takes LoRA without variants, got {variant}: drop one of the two.')
-    return part
-
-
-def _joined(weight: Tensor, parts: list[Tensor]) -> Tensor:
-    """A weight whose rows are those of the parts: itself where these are its own."""
-    own = [rows.data_ptr() for rows in weight.chunk(NUM_BLOCKS)]
-    return weight if own == [part.data_ptr() for part in parts] else torch.cat(parts)
-
-
-def _split_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> SplitLinear | None:
-    """What PEFT puts in place of a layer that is adapted; None leaves the choice to PEFT."""
-    name = kwargs['target_name']
-    if name.rpartition('.')[2] != FUSED:
-        return None
-    if not is_fused(target):
-        raise ValueError(
-            f'split_qkv takes linear layers whose 3·d rows are queries, keys and values of d inputs, of fp32 or bf16, and '
-            f'{name} is {target}: name it in exclude_modules, or drop split_qkv.'
-        )
-    return SplitLinear(cast(nn.Linear, target), adapter_name, **kwargs)
-
-
-def is_fused(module: nn.Module) -> bool:
-    """Whether it is a linear layer of thrice as many outputs as inputs, whose weights are numbers and no codes."""
-    return (
-        isinstance(module, nn.Linear)
-        and module.out_features == NUM_BLOCKS * module.in_features
-        and module.weight.is_floating_point()
-    )
 
 
 def num_blocks(layer: Any, adapter: str = 'default') -> int:
@@ -156,31 +95,93 @@ def split_layers(model: nn.Module, adapter: str = 'default') -> list[str]:
     return [name for name, layer in model.named_modules() if num_blocks(layer, adapter) > 1]
 
 
-def check_split(model: nn.Module, config: PeftConfig) -> None:
-    """Make sure that ``split_qkv`` has split a layer.
-
-    Raises:
-        ValueError: If no adapted layer is called ``qkv``.
-    """
-    if isinstance(config, SplitLoraConfig) and not split_layers(model):
-        raise ValueError(f'split_qkv is set, and no layer called {FUSED} is adapted: name it in target_modules, or drop it.')
-
-
-def make_room(model: nn.Module, config: PeftConfig, adapter: str) -> None:
-    """Let layers that have adapters take one more, split or not, beside them.
+@contextmanager
+def splitting(model: nn.Module, config: Any, adapter: str = 'default') -> Iterator[None]:
+    """Split an adapter that PEFT puts in while the context is open, if its config says so.
 
     Args:
-        model: Any model; nothing happens to one without adapters.
-        config: Of the adapter that PEFT is to put in.
+        model: Any model; layers may have other adapters, split or not.
+        config: PEFT's, of the adapter.
         adapter: Its name.
+
+    Raises:
+        ValueError: If no layer called ``qkv`` is adapted, or one has no thirds.
     """
     if not isinstance(config, SplitLoraConfig):
+        yield
         return
-    layers: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, Linear)]
+    bases = {name: weight.clone() for name, weight in _fused_weights(model)} if _reads_base(config) else {}
+    yield
+    layers = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if name.rpartition('.')[2] == FUSED and adapter in getattr(layer, 'lora_A', {})
+    ]
+    if not layers:
+        raise ValueError(f'split_qkv is set, and no layer called {FUSED} is adapted: name it in target_modules, or drop it.')
     for name, layer in layers:
-        if name.rpartition('.')[2] != FUSED or not is_fused(layer.get_base_layer()):
-            continue
-        if not isinstance(layer, SplitLinear):
-            layer.__class__ = SplitLinear
-            layer.split_adapters = set()
-        layer.split_adapters.add(adapter)
+        if name in bases:  # which PEFT's start of the whole layer may have changed
+            layer.get_base_layer().weight.data = bases[name]
+        _split(name, layer, config, adapter)
+
+
+def _reads_base(config: SplitLoraConfig) -> bool:
+    return isinstance(config.init_lora_weights, str) and config.init_lora_weights != 'gaussian'
+
+
+def _fused_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, module in model.named_modules():
+        if name.rpartition('.')[2] == FUSED:
+            base: Any = module.get_base_layer() if isinstance(module, Linear) else module
+            if is_fused(base):
+                yield name, base.weight.data
+
+
+def _split(name: str, layer: Any, config: SplitLoraConfig, adapter: str) -> None:
+    """Three pairs in place of one; PEFT itself starts each as on a separate layer, which may change the base."""
+    base = layer.get_base_layer()
+    if not is_fused(base):
+        raise ValueError(
+            f'split_qkv takes linear layers whose 3·d rows are queries, keys and values of d inputs, of fp32 or bf16, and '
+            f'{name} is {base}: name it in exclude_modules, or drop split_qkv.'
+        )
+    blocks = _adapted_blocks(base, config, layer.r[adapter], layer.lora_alpha[adapter])
+    pairs = dict(
+        lora_A=nn.Linear(base.in_features, NUM_BLOCKS * layer.r[adapter], bias=False, device='meta'),
+        lora_B=BlockLinear(layer.r[adapter], base.out_features, bias=False, device='meta'),
+    )
+    for part, linear in pairs.items():
+        own = getattr(layer, part)
+        weight = torch.cat([getattr(block, part)['default'].weight.detach() for block in blocks])
+        linear.weight = nn.Parameter(weight, requires_grad=own[adapter].weight.requires_grad)
+        own[adapter] = linear
+    weight = torch.cat([block.get_base_layer().weight.data for block in blocks])
+    if not torch.equal(weight, base.weight):
+        base.weight.data = weight
+    if not isinstance(layer, SplitLinear):
+        layer.__class__ = SplitLinear
+
+
+def _adapted_blocks(base: nn.Linear, config: SplitLoraConfig, r: int, alpha: float) -> list[Any]:
+    """PEFT's layers over a weight's thirds, in place of those that they would be in a separated model."""
+    layers = nn.ModuleList(nn.Linear(base.in_features, base.in_features, False, 'meta') for _ in range(NUM_BLOCKS))
+    for layer, rows in zip(layers, base.weight.data.chunk(NUM_BLOCKS), strict=True):
+        layer.weight = nn.Parameter(rows.clone(), requires_grad=False)
+    own: Any = copy.copy(config)
+    own.r, own.lora_alpha, own.rank_pattern, own.alpha_pattern = r, alpha, {}, {}
+    own.target_modules = {name for name, _ in layers.named_children()}
+    own.exclude_modules = own.layers_to_transform = own.layers_pattern = own.modules_to_save = None
+    inject_adapter_in_model(own, layers)
+    blocks: list[Any] = list(layers)
+    for variant in blocks[0].lora_variant.values():
+        raise ValueError(f'split_qkv takes LoRA without variants, got {type(variant).__name__}: drop one of the two.')
+    return blocks
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether it is a linear layer of thrice as many outputs as inputs, whose weights are numbers and no codes."""
+    return (
+        isinstance(module, nn.Linear)
+        and module.out_features == NUM_BLOCKS * module.in_features
+        and module.weight.is_floating_point()
+    )

@@ -10,6 +10,7 @@ from mmseg_eomt.configs import config_folder, config_path
 COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'adapter': 'adapter:main',
     'convert_checkpoint': 'convert_checkpoint:main',
+    'convert_domain': 'convert_domain:main',
     'demo': 'demo:main',
     'demo_anomaly': 'demo_anomaly:main',
     'export': 'export:main',

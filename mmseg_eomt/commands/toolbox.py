@@ -10,6 +10,8 @@ from pathlib import Path
 
 import mmseg
 
+from mmseg_eomt.commands import test_task
+
 REPAIR = 'run pip install "mmsegmentation==1.2.2"'
 
 
@@ -37,8 +39,12 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
-    """Evaluate, with the toolbox's ``tools/test.py``."""
-    run_script('test.py', sys.argv[1:] if argv is None else argv)
+    """Evaluate, with the toolbox's ``tools/test.py``; with ``--task``, one of the tasks that a config names."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(argument.split('=')[0] == '--task' for argument in arguments):
+        test_task.main(arguments)
+    else:
+        run_script('test.py', arguments)
 
 
 def run_script(name: str, arguments: Sequence[str]) -> None:

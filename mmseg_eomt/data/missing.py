@@ -20,10 +20,10 @@ def explain_missing_data(dataloader: object, error: Exception) -> None:
 
 
 def _leaves(config: object) -> Iterator[dict]:
-    """Configs of datasets inside a dataloader, concatenations and repetitions."""
+    """Configs of datasets inside a dataloader, concatenations, repetitions and domains."""
     if not isinstance(config, dict):
         return
-    inner = [config.get('dataset'), *(config.get('datasets') or ())]
+    inner = [config.get('dataset'), *(config.get('datasets') or ()), *(config.get('domains') or {}).values()]
     if any(inner):
         for part in filter(None, inner):
             yield from _leaves(part)

@@ -192,7 +192,7 @@ class FeatureCacheHook(Hook):
 
 
 def _digest_of_files(images: Any) -> str:
-    """Changes with a name, size or time of an image or a mask, and with the rest of what the dataset says of them."""
+    """Changes with the name, size or time of an image or a mask."""
     digest = hashlib.sha256()
     for index in range(len(images)):
         info = images.get_data_info(index)

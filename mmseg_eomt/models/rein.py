@@ -108,7 +108,8 @@ class LinkedRein(Rein):
     def query_offset(self, earlier: Tensor) -> Tensor:
         """What is added to the queries, (m, C), with the backbone's tokens (N', m, C)."""
         linked = self.query_projection(torch.cat((earlier, self.tokens())))  # (N, m, d)
-        return self.query_mix(torch.cat((linked.amax(0), linked.mean(0), linked[-1]), dim=-1))
+        mean = linked.sum(0) / len(linked)  # ONNX would call a constant mean() as the preprocessor's mean
+        return self.query_mix(torch.cat((linked.amax(0), mean, linked[-1]), dim=-1))
 
 
 @MODELS.register_module()

@@ -11,8 +11,10 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor, nn
 
+from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.segmentor import EoMTSegmentor
 from mmseg_eomt.tasks.loading import entry_of, load_task, shared_settings
+from mmseg_eomt.tasks.mixed import MixedTrunk
 from mmseg_eomt.tasks.sharing import check_one_encoder, paths_of, share_weights
 from mmseg_eomt.tasks.trunk import Places, shared_features
 
@@ -36,8 +38,10 @@ class MultiTaskSegmentor(EoMTSegmentor):
 
     A task is a checkpoint of a model on this encoder: its own head of any kind, adapters, or both; its own classes. Up to
     the first block in which tasks differ, the encoder runs once; from there on once for each distinct adapter. What a task
-    predicts is what its model predicts alone, to the last bit. Equal weights are kept once. Nothing is trained or merged
-    here: each task is trained on its own.
+    predicts is what its model predicts alone, to the last bit. In a batch whose images have tasks of their own, LoRA
+    adapters run together (:class:`.MixedTrunk`), and numbers may be rounded otherwise, as in any batch of another size.
+
+    Equal weights are kept once. Nothing is trained or merged here: each task is trained on its own.
 
     Args:
         tasks: Checkpoints by task: see :func:`.load_task`. They are loaded when the model is built, and the first one's
@@ -73,6 +77,7 @@ class MultiTaskSegmentor(EoMTSegmentor):
         self.paths = paths_of(segmentors)
         self.tasks = nn.ModuleDict(segmentors)
         self.chosen = tuple(segmentors)
+        self._made: dict[int, MixedTrunk] | None = None  # of the tasks' own weights, and no part of the model
         self.dataset_meta = self.tasks[self.chosen[0]].dataset_meta
 
     @property
@@ -179,8 +184,19 @@ class MultiTaskSegmentor(EoMTSegmentor):
 
     def _features(self, inputs: Tensor, rows: dict[str, Places]) -> dict[str, Any]:
         backbones = {name: self.tasks[name].backbone for name in rows}
-        found = shared_features(backbones, self.paths, rows, inputs)
+        mixed = any(places is not None for places in rows.values())
+        found = shared_features(backbones, self.paths, rows, inputs, self._mixers() if mixed else None)
         return {name: self.tasks[name].neck(f) if self.tasks[name].with_neck else f for name, f in found.items()}
+
+    def _mixers(self) -> dict[int, MixedTrunk]:
+        """What runs batches of different adapters, made with the first of them."""
+        if self._made is None:
+            stems: dict[int, dict[str, EoMTViT]] = {}
+            for name, task in self.tasks.items():
+                if isinstance(task.backbone, EoMTViT):
+                    stems.setdefault(self.paths[name][0], {})[name] = task.backbone
+            self._made = {stem: MixedTrunk(vits) for stem, vits in stems.items() if len(vits) > 1}
+        return self._made
 
     def loss(self, *_: Any, **__: Any) -> NoReturn:
         """Refused.

@@ -15,6 +15,7 @@ from mmseg_eomt.tasks.trunk import Path
 
 Base = dict[str, Tensor | str]  # weights of an encoder by plain name, or the fingerprint of one that adapters have changed
 NUM_SHOWN = 2
+STEPS = ('embed', 'run_blocks', 'run_block')  # of the forward pass; subclasses may only differ in their outputs
 
 
 def base_of(model: nn.Module, note: Mapping[str, Any] | None) -> Base:
@@ -120,27 +121,35 @@ def paths_of(models: Mapping[str, nn.Module]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for name, model in models.items():
         backbone: Any = model.backbone
-        whole = (type(backbone), _adapters(model), _contents(backbone))
+        whole = (type(backbone), _adapters(model), contents(backbone))
         if not isinstance(backbone, EoMTViT):
             paths[name] = (numbers.setdefault(whole, len(numbers)),)
             continue
-        stem = [part for part in _contents(backbone) if part[0].split('.')[0] not in ('blocks', 'norm')]
-        kind = (type(backbone), repr(backbone.arch), backbone.patch_size, backbone.grid_size)
+        stem = [part for part in contents(backbone) if part[0].split('.')[0] not in ('blocks', 'norm')]
+        steps = tuple(getattr(type(backbone), step) for step in STEPS)
+        kind = (steps, repr(backbone.arch), backbone.patch_size, backbone.grid_size)
         path = [numbers.setdefault((kind, tuple(stem)), len(numbers))]
         for i, block in enumerate(backbone.blocks):
             adapted = _adapters(model) if tuner_layers(block) else ''
-            path.append(numbers.setdefault((kind, i, adapted, _contents(block)), len(numbers)))
+            path.append(numbers.setdefault((kind, i, adapted, contents(block)), len(numbers)))
             backbone.blocks[i] = kept.setdefault(path[-1], block)
         paths[name] = tuple(path)
     return paths
 
 
-def _contents(module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """Names of a module's parts with their classes, and of its weights with what they are."""
-    parts: list[tuple[str, Any]] = [(name, type(part)) for name, part in module.named_modules() if name]
-    for name, value in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
-        parts.append((name, id(value)))
-    return tuple(parts)
+def contents(module: nn.Module, base: bool = False) -> tuple[tuple[str, Any], ...]:
+    """Names of a module's parts with their classes, and of its weights with what they are.
+
+    Args:
+        module: After :func:`share_weights`.
+        base: Whether to take the weights below the adapters alone, under their plain names. Default: False.
+    """
+    weights = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    if base:
+        own = set(adapter_names(module))
+        return tuple((plain_name(name), id(value)) for name, value in weights if name not in own)
+    parts = [(name, type(part)) for name, part in module.named_modules() if name]
+    return (*parts, *((name, id(value)) for name, value in weights))
 
 
 def _adapters(model: nn.Module) -> str:

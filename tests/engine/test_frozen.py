@@ -1,5 +1,6 @@
 """A frozen backbone costs no gradients: what trains is the decode head, and what is kept for it is the head's."""
 
+import functools
 import re
 import weakref
 from collections.abc import Callable
@@ -16,8 +17,12 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmseg_eomt.adapters.inject import inject
+from mmseg_eomt.engine.frozen_part import FrozenPart
+from mmseg_eomt.models.eomt_vit import EoMTViT
+from mmseg_eomt.models.lateral_vit import LateralViT
 
 FROZEN = sorted(path.name for path in (ROOT / 'configs').glob('eomt_frozen_*.py'))
+SPLIT_VIT, WHOLE_VIT = (functools.partial(EoMTViT, num_joint_blocks=number) for number in (2, 0))
 HOOK = dict(type='LoRAHook', target_modules=[], trainable_modules=['decode_head'])
 ROTARY = dict(rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv')
 
@@ -94,6 +99,28 @@ def test_a_trained_backbone_would_be_noticed():
     model = frozen_model()
     model.backbone.blocks[1].norm1.weight.requires_grad = True
     assert kept(model.backbone, torch.randn(2, 3, 64, 64))[1]
+
+
+@pytest.mark.parametrize('arch', [{}, ROTARY], ids=['learned', 'rotary'])
+@pytest.mark.parametrize(
+    ('kind', 'outputs'), [(SPLIT_VIT, (-1,)), (SPLIT_VIT, (0, 1)), (WHOLE_VIT, (0, 1, 3)), (LateralViT, (0, 1, 3))]
+)
+@pytest.mark.parametrize('first_trained', [1, 2, None])
+def test_the_frozen_part_and_the_rest_are_the_backbone(arch, kind, outputs, first_trained):
+    """Wherever it is cut, and whichever blocks' outputs heads take."""
+    arch = dict(SMALL_ARCH, **arch)
+    vit = kind(arch, img_size=(32, 64), out_indices=outputs).requires_grad_(False)
+    if first_trained is not None and first_trained < len(vit.blocks):
+        vit.blocks[first_trained].requires_grad_()
+    part, image = FrozenPart(vit), torch.randn(2, 3, 32, 64)
+    expected = vit.eval()(image)
+    given = part.finish(vit, part.encode(image))
+
+    assert part.num_blocks == min(first_trained or 4, len(vit.blocks))
+    assert len(given) == len(expected) == len(outputs)
+    for one, other in zip(given, expected):
+        for value, wanted in zip(*(out if isinstance(out, list) else [out] for out in (one, other)), strict=True):
+            assert torch.equal(value, wanted)
 
 
 def test_a_frozen_run_trains_the_head_alone_and_saves_no_more(small_config, base, capfd):

@@ -17,19 +17,20 @@ from mmseg.registry import HOOKS, MODELS, PARAM_SCHEDULERS
 from mmseg.utils import register_all_modules
 from torch import nn
 
-from mmseg_eomt.adapters import save_adapter
+from mmseg_eomt.adapters import load_adapter, save_adapter
 from mmseg_eomt.adapters.inject import inject
 from mmseg_eomt.adapters.names import tuner_layers
+from mmseg_eomt.adapters.separate_qkv import separate_qkv
 from mmseg_eomt.engine import LoRAHook
 
 GTA5, CITYSCAPES = 'eomt_lora_robust_gta5_512.py', 'eomt_lora_robust_cityscapes_1024.py'
 ITERS = 40000
 
 
-def segmentor(config: Config, num_layers: int = 24) -> nn.Module:
-    """The recipe's model with layers of 8 numbers."""
+def segmentor(config: Config, num_layers: int = 24, **arch) -> nn.Module:
+    """The recipe's model with layers of 16 numbers."""
     register_all_modules()
-    arch = dict(embed_dims=8, num_layers=num_layers, num_heads=1)
+    arch = dict(embed_dims=16, num_layers=num_layers, num_heads=1, **arch)
     config.model.vit.update(arch=arch, pretrained=None, num_joint_blocks=4, img_size=(32, 32))
     config.model.decode_head.num_queries = 2
     return MODELS.build(config.model)
@@ -246,30 +247,37 @@ def test_a_checkpoint_brings_its_blocks_along(run):
     assert all(torch.equal(loaded.state_dict()[name], saved['state_dict'][name]) for name in keep.after[0])
 
 
-def test_plain_peft_reads_an_adapter_of_some_blocks(tmp_path):
+@pytest.mark.parametrize('qkv_bias', ['qkv', 'qv'])
+@pytest.mark.parametrize('split', [False, True])
+def test_an_adapter_of_some_blocks_is_read_by_plain_peft_and_read_back(split, qkv_bias, tmp_path):
     from peft import PeftModel
 
-    config = small_recipe(GTA5, 32)
-    model = segmentor(config, num_layers=6).eval()
-    other = copy.deepcopy(model)
-    layers = adapted(model, LoRAHook(r=2, blocks=(1, 3)))
-    assert {name.rsplit('.attn')[0] for name in layers} == {
-        'backbone.blocks.1',
-        'decode_head.blocks.0',
-        'decode_head.blocks.1',
-    }
-    for parameter in model.parameters():
+    model = segmentor(small_recipe(GTA5, 32), num_layers=6, qkv_bias=qkv_bias).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith('qkv.bias'):
+            nn.init.normal_(parameter)
+    plain, again = copy.deepcopy(model), copy.deepcopy(model)
+    fields = dict(init_lora_weights='minor', bias='lora_only')
+    layers = adapted(model, LoRAHook(r=2, blocks=(1, 3), split_qkv=split, peft=fields))
+    blocks = ['backbone.blocks.1', 'decode_head.blocks.0', 'decode_head.blocks.1']
+    assert layers == [f'{block}.attn.{layer}' for block in blocks for layer in ('qkv', 'proj')]
+    keys = slice(16, 32) if qkv_bias == 'qv' else slice(0)  # DINOv3's have no bias: it is zero, and never trained
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter)
+            parameter.data[keys] *= not name.endswith('qkv.base_layer.bias')
     save_adapter(model, tmp_path / 'adapter')
 
-    PeftModel.from_pretrained(other, str(tmp_path / 'adapter'))
+    PeftModel.from_pretrained(separate_qkv(plain) if split else plain, str(tmp_path / 'adapter'))
+    load_adapter(again, tmp_path / 'adapter')
 
-    assert list(tuner_layers(other)) == layers
+    assert len(tuner_layers(plain)) == len(blocks) * (4 if split else 2)
+    assert list(tuner_layers(again)) == layers
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        for one, two in zip(model(image), other(image)):
-            torch.testing.assert_close(one, two)
+        for expected, *given in zip(model(image), plain(image), again(image)):
+            for one in given:
+                torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('blocks', [(2, 6), (3, 2), (-7, 2), (2,), (1.0, 2), '1-2', 3])

@@ -9,6 +9,8 @@ from conftest import relative_error
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
+from mmseg_eomt.adapters import inject, lora_config, save_adapter
+from mmseg_eomt.adapters.base_weights import describe_base
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.tasks import load_tasks
 
@@ -64,6 +66,39 @@ def test_adapters_run_the_blocks_from_their_first_on_once_each(tasks_config, ima
     assert runs == {0: 2, 1: 3}  # day, night and signs together, and dusk; then night alone too
 
 
+def pmt_task(small_config, config_file, base: str, folder) -> dict[str, str]:
+    """A plain mask decoder on the whole of the ViT whose last blocks are the base's joint blocks."""
+    saved = torch.load(base)
+    config = small_config(name='pmt', **{'model.test_cfg.mode': 'whole'})
+    arch = config.model.vit.arch
+    config.model.backbone = dict(type='LateralViT', arch=arch, img_size=(64, 64), out_indices=(1, 3))
+    config.model.decode_head = dict(type='PMTHead', arch=arch, num_classes=19, in_index=(0, 1), num_blocks=1, num_queries=5)
+    config.model.vit = dict(img_size=(64, 64))
+    model = init_model(config, device='cpu')
+    weights = {
+        re.sub(r'^decode_head.blocks.(\d)', lambda found: f'backbone.blocks.{2 + int(found[1])}', name): value
+        for name, value in saved['state_dict'].items()
+        if name.startswith(('backbone.', 'decode_head.blocks.'))
+    }
+    model.load_state_dict(weights, strict=False)
+    meta = dict(dataset_meta=saved['meta']['dataset_meta'])
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'pmt.pth')
+    return dict(checkpoint=str(folder / 'pmt.pth'), config=str(config_file(config)))
+
+
+def test_a_decoder_on_the_whole_vit_goes_on_where_joint_blocks_begin(
+    small_config, config_file, tasks_config, checkpoints, images, tmp_path
+):
+    decoder = pmt_task(small_config, config_file, checkpoints['day'], tmp_path)
+    model = load_tasks(tasks_config(day=checkpoints['day'], pmt=decoder), device='cpu')
+    runs = counted(model)
+    (sample,) = inference_model(model, images[:1])
+    assert runs == {0: 1, 1: 1, 2: 1, 3: 1}
+    alone = init_model(decoder['config'], decoder['checkpoint'], device='cpu')
+    (expected,) = inference_model(alone, images[:1])
+    assert torch.equal(sample.tasks['pmt'].seg_logits.data, expected.seg_logits.data)
+
+
 def test_windows_run_the_trunk_once_each(tasks_config, checkpoints, images):
     config = tasks_config({'model.test_cfg.mode': 'slide_evenly'}, day=checkpoints['day'], signs=checkpoints['signs'])
     model = load_tasks(config, device='cpu')
@@ -104,6 +139,47 @@ def test_images_of_a_batch_may_each_have_their_own_tasks(tasks_config, checkpoin
                 assert given.seg_logits.data.shape == expected.shape
                 assert relative_error(given.seg_logits.data, expected) < 1e-5
             assert torch.equal(sample.seg_logits.data, next(iter(sample.tasks.values())).seg_logits.data)
+
+
+def test_lora_adapters_of_a_mixed_batch_run_each_block_once(tasks_config, images):
+    model = load_tasks(tasks_config(), device='cpu')
+    runs = counted(model)
+    with torch.no_grad():
+        samples = model.predict(torch.randn(3, 3, 64, 64), tasks=['dusk', 'day', 'night'])
+    assert runs == {0: 1, 1: 1}
+    assert [list(sample.tasks) for sample in samples] == [['dusk'], ['day'], ['night']]
+
+
+def test_adapters_of_other_methods_run_apart(tasks_config, checkpoints, small_config, tmp_path):
+    model = init_model(small_config(), checkpoints['day'], device='cpu')
+    known = describe_base(model, dict(model.named_parameters()), checkpoints['day'])
+    inject(model, lora_config(4, 8, 0.0, ['proj'], use_dora=True))
+    save_adapter(model, tmp_path / 'dora', base=known, meta=dict(dataset_meta=model.dataset_meta))
+    model = load_tasks(tasks_config(dora=str(tmp_path / 'dora'), dusk=checkpoints['dusk']), device='cpu')
+    runs, batch = counted(model), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        samples = model.predict(batch, tasks=['dora', 'dusk'])
+        assert runs == {0: 2, 1: 2}
+        for i, name in enumerate(('dora', 'dusk')):
+            expected = model.predict(batch[i : i + 1], tasks=name)[0].seg_logits.data
+            assert torch.equal(samples[i].seg_logits.data, expected)
+
+
+def test_adapters_that_change_the_base_are_tasks_of_the_base_that_they_were_started_on(
+    small_config, tasks_config, checkpoints, images
+):
+    peft = dict(init_lora_weights='minor', layers_to_transform=[1], layers_pattern='blocks')
+    options = {'model.test_cfg.mode': 'whole', 'custom_hooks.0.peft': peft, 'load_from': checkpoints['day']}
+    runner = Runner.from_cfg(small_config(lora=True, max_iters=1, name='minor', **options))
+    runner.train()
+    minor = f'{runner.work_dir}/iter_1.pth'
+    model = load_tasks(tasks_config(minor=minor, day=checkpoints['day']), device='cpu')
+    runs = counted(model)
+    (sample,) = inference_model(model, images[:1])
+    assert runs == {0: 1, 1: 2}
+    alone = init_model(small_config(**{'model.test_cfg.mode': 'whole'}), minor, device='cpu')
+    (expected,) = inference_model(alone, images[:1])
+    assert torch.equal(sample.tasks['minor'].seg_logits.data, expected.seg_logits.data)
 
 
 def test_the_models_of_tasks_have_their_own_classes(tasks_config):
