@@ -16,14 +16,19 @@ from test_docs_weights import SMALL
 HUB_MODEL = 'tue-mps/cityscapes_semantic_eomt_large_1024'
 PAGES = ['README.md', 'docs/start.md', 'docs/own_data.md', 'docs/train.md', 'docs/predict.md']
 ELSEWHERE = {  # pages whose commands other tests run
+    'docs/adapter_options.md': 'test_docs_adapters.py',
+    'docs/adapters.md': 'test_docs_adapters.py',
     'docs/anomaly.md': 'anomaly/test_docs_anomaly.py',
     'docs/anomaly_data.md': 'anomaly/test_docs_anomaly.py',
     'docs/anomaly_training.md': 'anomaly/test_docs_anomaly.py',
     'docs/deploy.md': 'test_export.py',
+    'docs/frozen.md': 'test_docs_adapters.py',
     'docs/lora.md': 'test_docs_lora.py',
     'docs/model_zoo.md': 'test_model_zoo.py',
     'docs/performance.md': 'test_docs_performance.py',
     'docs/reliability.md': 'faults/test_kill.py',
+    'docs/robustness.md': 'test_docs_adapters.py',
+    'docs/tasks.md': 'test_docs_adapters.py',
     'docs/toolbox.md': 'test_toolbox.py',
     'docs/weights.md': 'test_docs_weights.py',
     'docs/measurements.md': None,  # what the figures were measured with: hours

@@ -37,7 +37,7 @@ def test_the_page_runs(small_config, config_file, base, lora, tmp_path):
             if 'train.py' not in line:  # training is what the other tests are for
                 run_tool(*command[1:])
                 ran.append(line)
-    assert len(ran) == 6
+    assert len(ran) == 8
     model = names['model']  # half of one change and half of the same
     merged = torch.load(tmp_path / 'merged.pth', weights_only=True)['state_dict']
     assert all(torch.allclose(value, merged[name], atol=1e-5) for name, value in model.state_dict().items())

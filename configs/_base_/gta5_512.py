@@ -1,15 +1,6 @@
-# GTA5 at data/gta, its labels as Cityscapes' train ids in *_labelTrainIds.png, with SoMA's pipelines at 512×512; evaluated
-# on Cityscapes.
-_base_ = 'data_soma_512.py'
-train_dataloader = dict(
-    dataset=dict(
-        type='CityscapesDataset',
-        data_root='data/gta',
-        data_prefix=dict(img_path='images', seg_map_path='labels'),
-        img_suffix='.png',
-        seg_map_suffix='_labelTrainIds.png',
-    )
-)
+# GTA5 (domains/gta5.py) with SoMA's pipelines at 512×512, evaluated on Cityscapes.
+_base_ = ['data_soma_512.py', 'domains/gta5.py']
+train_dataloader = dict(dataset=_base_.gta5_train)
 val_dataloader = dict(
     dataset=dict(
         type='CityscapesDataset',

@@ -82,9 +82,9 @@ def save_adapter(
         ValueError: If the model has no such adapter, or weights that the folder would lose (see :func:`check_exportable`),
             or if the folder is there and no adapter's.
     """
+    check_exportable(model, base, name)
     from mmseg_eomt.adapters.split_qkv import split_layers
 
-    check_exportable(model, base, name)
     folder = Path(folder).resolve()  # behind a link, which stays
     if folder.exists() and not (folder.is_dir() and (_is_adapters(folder) or not any(folder.iterdir()))):
         raise ValueError(

@@ -79,7 +79,7 @@ def join(tensors: Mapping[str, Tensor], values: dict[str, Any], source: str) -> 
     for name in fused:
         a, b = _pairs(name, tensors, values, source)
         new.update({f'{PREFIX}{name}.{pair}': torch.cat(parts) for pair, parts in zip(_PAIR, (a, b), strict=True)})
-        new.update(_joined_bias(name, tensors, source))
+        new.update(_joined_bias(name, tensors, values, source))
         ranks[name] = len(a[0])
         alphas[name] = _one({_alpha(values, f'{name}.{row}') for row in ROWS}, 'lora_alpha', name, source)
     patterns = dict(
@@ -108,13 +108,16 @@ def _has_bias(row: str, bias: Tensor) -> bool:
     return row != 'k_proj' or bool(bias.any())
 
 
-def _joined_bias(fused: str, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _joined_bias(fused: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The trained bias of a fused layer, if there is one."""
     q, k, v = (tensors.get(f'{PREFIX}{fused}.{row}.{_BIAS}') for row in ROWS)
     if q is None and k is None and v is None:
         return {}
-    if q is None or v is None:
-        raise ValueError(f'{source} lacks the bias of queries or values of {fused}: copy or export it again.')
+    if q is None or v is None or not _is_target(values, f'{fused}.k_proj'):
+        raise ValueError(
+            f'{source} trains the bias of {fused} in some of queries, keys and values, which is not put into a fused layer: '
+            f'load it with PEFT on separate_qkv(model), or copy it again if it is damaged.'
+        )
     return {f'{PREFIX}{fused}.{_BIAS}': torch.cat([q, torch.zeros_like(q) if k is None else k, v])}
 
 
