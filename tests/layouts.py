@@ -1,5 +1,7 @@
 """Small random files in the exact layouts that are published; the names are the publishers' own."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ class Sizes:
         self.queries = fixed.get('queries', self._from(2, 9))
         self.classes = fixed.get('classes', self._from(2, 9))
         self.joint = fixed.get('joint', self._from(1, self.layers + 1))
+        self.levels = fixed.get('levels', 3)  # outputs that a PMT takes
 
     def _from(self, low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=self.generator))
@@ -226,13 +229,14 @@ def public_eomt_dinov3(s: Sizes) -> StateDict:
 
 def public_decoder(s: Sizes) -> StateDict:
     out = {}
-    for i in range(3):
+    for i in range(s.levels):
         out |= s.norm(f'bn.{i}') | s.draw(**{f'bn.{i}.{name}': (s.dims,) for name in ('running_mean', 'running_var')})
         out[f'bn.{i}.num_batches_tracked'] = torch.tensor(7)
         out |= s.pair(f'decoder.lateral_projections.{i}.0', s.dims // 2, s.dims)
         out |= s.pair(f'decoder.lateral_projections.{i}.2', s.dims, s.dims // 2)
         out |= s.draw(**{f'decoder.scalers.{i}': (s.dims,)})
-    sizes = Sizes(0, **{**vars(s), 'gated': False, 'layers': s.joint})
+    sizes = copy.copy(s)
+    sizes.gated, sizes.layers = False, s.joint
     blocks = {name: value for name, value in hf_dinov3(sizes, 'blocks').items() if name.startswith('blocks.')}
     heads = {name.removeprefix('network.'): value for name, value in public_heads(s).items() if 'encoder' not in name}
     heads.pop('criterion.empty_weight')

@@ -13,6 +13,7 @@ from layouts import (
     hf_dinov2,
     hf_dinov3,
     hf_dinov3_7b,
+    public_decoder,
     public_eomt,
     public_eomt_dinov3,
     timm_dinov3_without_biases,
@@ -25,15 +26,17 @@ from mmseg.utils import register_all_modules
 from mmseg_eomt.models.arch import ARCHS, ViTArch, get_arch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
-from mmseg_eomt.weights.checkpoint import parse_checkpoint
+from mmseg_eomt.weights.checkpoint import parse_checkpoint, parse_delta
 from mmseg_eomt.weights.fit import Target, fit, part_of_vit
+from mmseg_eomt.weights.fit_pmt import fit_decoder
 from mmseg_eomt.weights.sources import as_hub_name, parse_hub_name, split_sum
 
 PAGE = (ROOT / 'docs' / 'model_zoo.md').read_text(encoding='utf-8')
 ROWS = [
     [cell.strip(' `') for cell in line.strip('|').split('|')] for line in PAGE.splitlines() if re.match(r'\| .*://', line)
 ]
-SEMANTIC = [row for row in ROWS if row[3].startswith('configs/')]
+PMTS = [row for row in ROWS if row[0].startswith('PMT')]
+SEMANTIC = [row for row in ROWS if row[3].startswith('configs/') and row not in PMTS]
 STARTS = [row for row in ROWS if row[4] in '345']
 VITS = [row for row in ROWS if len(row) == 5]
 
@@ -55,7 +58,7 @@ def published(arch: str, joint: int, side: int, classes: int, queries: int) -> d
 
 
 def test_the_page_has_all_its_tables():
-    assert (len(SEMANTIC), len(STARTS), len(VITS)) == (4, 18, 19)
+    assert (len(SEMANTIC), len(STARTS), len(VITS), len(PMTS)) == (4, 18, 19, 7)
     assert len({row[-2] for row in ROWS}) == len(ROWS)
 
 
@@ -100,6 +103,27 @@ def test_a_published_panoptic_model_fits_the_arch_and_split_that_it_is_listed_wi
     assert report.new == [f'class_head ({classes} classes in the checkpoint, 19 here)']
 
 
+@pytest.mark.parametrize('row', PMTS, ids=lambda row: row[-2])
+def test_a_published_decoder_fits_the_sizes_that_it_is_listed_with(row):
+    register_all_modules()
+    semantic = row[3].startswith('configs/')
+    config = Config.fromfile(ROOT / (row[3] if semantic else 'configs/eomt_pmt_dinov3-l_ade20k_512.py'))
+    if not semantic:
+        config.merge_from_dict({'model.vit.arch': row[3], 'model.decode_head.mlp_hidden_dims': int(row[4])})
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    head, vit = model.decode_head, model.decode_head.arch
+    sizes = OfOneNumber(0, dims=vit.embed_dims, heads=vit.num_heads, hidden={384: 384, 768: 768}.get(vit.embed_dims, 1024))
+    sizes.joint, sizes.levels, sizes.queries = 6, 4, 100 if semantic else 200
+    sizes.classes = 150 if semantic else 80 if 'instance' in row[1] else 133
+
+    filled = fit_decoder(parse_delta(public_decoder(sizes), row[-2]), head, training=not semantic)
+
+    assert filled.keys() == head.state_dict().keys()
+    assert model.backbone.out_indices == ((5, 11, 17, 23) if '-L' in row[0] else (2, 5, 8, 11))
+    assert f'vit{row[0][4].lower()}16' in split_sum(row[-2])[1]
+
+
 def published_vit(row: list[str], arch: ViTArch) -> dict:
     """A ViT's file in the size and layout of its publisher."""
     name, string, registers = row[0], row[3], int(row[2])
@@ -130,7 +154,8 @@ def test_a_vit_fits_the_arch_and_registers_that_it_is_listed_with(row):
 
 def test_the_index_says_what_the_page_says():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text(encoding='utf-8'))
-    listed = {row[3]: row for row in SEMANTIC}
+    semantic = [row for row in ROWS if row[3].startswith('configs/')]
+    listed = {row[3]: row for row in semantic}
     assert {model['Config'] for model in index['Models']} == set(listed)
     names = {collection['Name'] for collection in index['Collections']}
     for model in index['Models']:
@@ -139,4 +164,6 @@ def test_the_index_says_what_the_page_says():
         assert (ROOT / model['Config']).is_file() and model['Name'] in model['Config']
         assert model['Results']['Metrics']['mIoU'] == float(row[2].split()[0])
         assert model['Results']['Dataset'] == model['Metadata']['Training Data'] == row[1]
-        assert as_hub_name(model['Weights']).startswith(tuple(r[-2] for r in SEMANTIC if r[3] == model['Config']))
+        assert as_hub_name(model['Weights']).startswith(
+            tuple(split_sum(r[-2])[0] for r in semantic if r[3] == model['Config'])
+        )

@@ -28,7 +28,7 @@ class LateralViT(EoMTViT):
         A tuple, for each of ``out_indices`` a list ``[map (B, embed_dims, h, w), prefix tokens (B, P, embed_dims)]``, both
         after the final norm; with rotary positions their cosines and sines (2, h · w, d) follow.
 
-    Source: PMT (tue-mps/pmt); public implementation ``image/models/pmt.py``.
+    Source: PMT (Cavagnero et al., CVPR 2026 Workshops); public implementation ``image/models/pmt.py``.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class PMTHead(QueryHead):
     Raises:
         ValueError: If a size, the backbone's outputs or the weights do not fit, with what was given and expected.
 
-    Source: PMT (tue-mps/pmt); public implementation ``image/models/pmt.py`` and ``pmd.py``.
+    Source: PMT (Cavagnero et al., CVPR 2026 Workshops); public implementation ``image/models/pmt.py`` and ``pmd.py``.
     """
 
     laterals: nn.ModuleList
