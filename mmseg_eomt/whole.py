@@ -1,10 +1,12 @@
 """Files and folders that are there whole or not at all: written beside their place, and renamed once complete."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MARK = '.new-'  # in the name of what is not complete yet, after the beginning of the final name
 
@@ -71,6 +73,27 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(f'{folder} cannot be written to ({place}: {error.strerror}): give another place.') from error
+
+
+def keep(path: str | Path, key: str, content: Any) -> None:
+    """Keep a result, so that a run which is stopped goes on after it.
+
+    Args:
+        path: Of a JSON file, which is written whole.
+        key: What the result depends on: :func:`kept` returns it for this key alone.
+        content: The result, as JSON takes it.
+    """
+    with whole_file(path) as new:
+        new.write_text(json.dumps(dict(key=key, result=content)), encoding='utf-8')
+
+
+def kept(path: str | Path, key: str) -> Any:
+    """The result that :func:`keep` has kept for a key; None if there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        return content['result'] if content['key'] == key else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _to_disk(path: Path) -> None:

@@ -26,7 +26,7 @@ LATERAL_VIT = dict(type='LateralViT', arch=SMALL_ARCH, img_size=64)
 TRANSFORMER = dict(img_size=(64, 64), patch_size=16, embed_dims=32, num_layers=2, num_heads=2, out_indices=(0, 1))
 # zero_init_residual multiplies all blocks by zero until their norms are trained
 RESNET = dict(type='ResNetV1c', depth=18, base_channels=16, stem_channels=16, norm_cfg=NORM, zero_init_residual=False)
-ONE_STRIDE = dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))  # of the last two stages
+ONE_STRIDE = dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 1))  # of the last two stages
 THREE_STAGES = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
 SWIN = dict(type='SwinTransformer', embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 2), window_size=4)
 MIT = dict(type='MixVisionTransformer', embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 2, 4])
@@ -80,7 +80,7 @@ PAIRS = {
     'ViT + EoMTHead': (VIT, eomt_head(32, 16), {}),
     'BEiT + EoMTHead': (BEIT, eomt_head(32, 16), {}),
     'LateralViT + PMTHead': (LATERAL_VIT, pmt_head((32,) * 4, 16, (0, 1, 2, 3)), {}),
-    'dilated ResNet + PMTHead': (dict(RESNET, **ONE_STRIDE), pmt_head((64, 128), 16, (2, 3)), {}),
+    'ResNet + PMTHead': (dict(RESNET, **ONE_STRIDE), pmt_head((64, 128), 16, (2, 3)), {}),
     'ViT + PMTHead': (VIT, pmt_head((32, 32), 16, (0, 1)), {}),
     'Swin + UPer': (SWIN, four_maps('UPerHead', (16, 32, 64, 128), pool_scales=(1, 2)), {}),
 }

@@ -18,6 +18,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'make_street_scenes': 'make_street_scenes:main',
     'predict': 'predict:main',
     'preview_outliers': 'preview_outliers:main',
+    'robustness': 'robustness:main',
     'show_queries': 'show_queries:main',
     'test': 'toolbox:evaluate',
     'test_anomaly': 'test_anomaly:main',

@@ -13,24 +13,17 @@ What is finished is kept in OUT/datasets: a run that was stopped goes on there, 
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mmengine
-import mmseg
-import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 from mmseg.utils import register_all_modules
 
-import mmseg_eomt
 from mmseg_eomt.anomaly.metrics.counts import PixelScores
 from mmseg_eomt.anomaly.results.curves import draw_curves
 from mmseg_eomt.anomaly.results.evaluation import CLASSES, Part, Plan
@@ -41,9 +34,9 @@ from mmseg_eomt.anomaly.scored_config import class_of, segmentor_settings, with_
 from mmseg_eomt.anomaly.scores import OF_CLASSES, OF_SHARES, parse_scores
 from mmseg_eomt.anomaly.tta import EoMTAnomalyTTAModel
 from mmseg_eomt.commands import errors_in_a_sentence
-from mmseg_eomt.engine.runner_state import set_test
+from mmseg_eomt.commands.evaluations import Evaluations, add_run_options, check_run_options, results_folder, versions
+from mmseg_eomt.data.dataset_configs import set_pipeline
 from mmseg_eomt.models.eomt_head import EoMTHead
-from mmseg_eomt.weights.sources import checkpoint_digest
 from mmseg_eomt.whole import check_writable
 
 
@@ -68,17 +61,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--exact', action='store_true', help='sort all scores in memory in place of counting them')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, by tta_pipeline of the config')
     parser.add_argument('--no-miou', action='store_true', help='anomalies alone')
-    parser.add_argument('--out', type=Path, help='folder of the results (work_dirs/CONFIG/anomaly)')
-    parser.add_argument('--fresh', action='store_true', help='evaluate again what is finished')
-    parser.add_argument('--device', help='such as cuda:1 or cpu (a GPU if there is one)')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
-    )
+    add_run_options(parser, 'anomaly')
     args = parser.parse_args(argv)
-    if args.device and args.launcher != 'none':
-        parser.error('--device is for one process: with --launcher, each process has the GPU of its rank')
+    check_run_options(parser, args)
     if args.presets and not args.data_root:
         parser.error('--presets needs --data-root')
     return args
@@ -91,14 +76,13 @@ def evaluate(args: argparse.Namespace) -> None:
     config.merge_from_dict(args.cfg_options or {})
     names = score_names(config, args.scores, args.temperatures)
     title = Path(args.config).stem
-    out = args.out or Path(config.get('work_dir') or f'work_dirs/{title}') / 'anomaly'
+    out = results_folder(config, args, 'anomaly')
     check_writable(out)
     plan = make_plan(config, args)
     config = with_anomaly_scores(config, names)
-    config.merge_from_dict(dict(launcher=args.launcher, load_from=args.checkpoint, resume=False, work_dir=str(out / 'log')))
     if args.tta:
         config.model = dict(type=EoMTAnomalyTTAModel.__name__, module=config.model)
-    evaluation = Evaluation(config, names, args, out)
+    evaluation = AnomalyEvaluations(config, names, args, out)
     results = evaluation.results(plan.parts)
     if is_main_process():
         report = Report(title, settings_of(args), results, plan.notes)
@@ -153,18 +137,12 @@ def with_pipeline(config: Config, pipeline: list) -> Config:
     """A copy of a config whose test and validation data go through another pipeline."""
     config = Config(config.to_dict(), filename=config.filename)
     for name in ('test_dataloader', 'val_dataloader'):
-        pending = [(config.get(name) or {}).get('dataset') or {}]
-        while pending:
-            dataset = pending.pop()
-            if 'pipeline' in dataset:
-                dataset['pipeline'] = pipeline
-            else:
-                pending += [*(dataset.get('datasets') or ()), *([dataset['dataset']] if 'dataset' in dataset else [])]
+        set_pipeline((config.get(name) or {}).get('dataset') or {}, pipeline)
     return config
 
 
-class Evaluation:
-    """A model that is loaded once, when it is needed, and evaluated on one dataset after the other.
+class AnomalyEvaluations(Evaluations):
+    """A model evaluated on one dataset after another, with its thresholds.
 
     Args:
         config: For the Runner.
@@ -177,13 +155,9 @@ class Evaluation:
     """
 
     def __init__(self, config: Config, names: list[str], args: argparse.Namespace, out: Path) -> None:
-        self.config = config
+        super().__init__(config, args, out)
         self.names = names
-        self.args = args
-        self.out = out
-        self.digest = checkpoint_digest(args.checkpoint)
         self.thresholds = calibration_file(args.checkpoint, out)
-        self._runner: Runner | None = None
 
     def results(self, parts: Sequence[Part]) -> list[DatasetResult]:
         """Of each dataset, kept ones and new ones."""
@@ -205,28 +179,16 @@ class Evaluation:
 
     def key(self, part: Part) -> str:
         """What a dataset's result depends on, in a few letters."""
-        sections = {name: self.config.get(name) for name in ('model', 'custom_hooks', 'test_cfg')}
-        options = [self.names if part.name != CLASSES else [], self.args.exact, self.args.tta, part.components, part.images]
-        content = [sections, part.dataset, options, self.digest, versions()]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        names = self.names if part.name != CLASSES else []
+        return self.key_of(part.dataset, names, self.args.exact, self.args.tta, part.components, part.images)
 
     def evaluate(self, part: Part) -> DatasetResult:
         """Evaluate on a dataset."""
-        if self._runner is None:
-            self._runner = Runner.from_cfg(self.config)
-            if self.args.device:
-                self._runner.model.to(self.args.device)
-        runner = self._runner
         evaluator: dict[str, Any] = dict(type='IoUMetric', iou_metrics=['mIoU'])
         if part.name != CLASSES:
             options = dict(components=part.components, exact=self.args.exact)
             evaluator = dict(type='AnomalyMetric', scores=self.names, **options)
-        runner.logger.info(f'{part.name}: {part.images} images of {part.source}')
-        # images of anomalies are of several sizes
-        loader = dict(self.config.test_dataloader.to_dict(), dataset=part.dataset, batch_size=1, batch_sampler=None)
-        loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
-        set_test(runner, loader, evaluator)
-        metrics = runner.test()
+        metrics, runner = self.test(part.dataset, evaluator, f'{part.name}: {part.images} images of {part.source}')
         result = DatasetResult(part.name, part.source, part.images)
         if part.name == CLASSES:
             result.classes = {name: float(metrics[name]) for name in ('mIoU', 'mAcc', 'aAcc')}
@@ -254,9 +216,3 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.cfg_options:
         options += [f'{name}={value}' for name, value in args.cfg_options.items()]
     return dict(config=args.config, checkpoint=args.checkpoint, options=options or 'none', versions=versions())
-
-
-def versions() -> dict[str, str]:
-    """Of what computes the numbers."""
-    plugin = {'mmseg-eomt': mmseg_eomt.__version__}
-    return plugin | {module.__name__: str(module.__version__) for module in (torch, mmengine, mmseg)}

@@ -118,7 +118,7 @@ def saturate(image: Array, options: tuple[float, float], random: Random) -> Arra
 def jpeg_compression(image: Array, quality: int, random: Random) -> Array:
     """JPEG of a quality."""
     _, content = cv2.imencode('.jpg', to_bytes(image), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(content, cv2.IMREAD_COLOR) / 255
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR)) / 255
 
 
 def pixelate(image: Array, factor: float, random: Random) -> Array:

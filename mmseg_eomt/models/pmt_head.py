@@ -105,21 +105,20 @@ class PMTHead(QueryHead):
         (2, h · w, d) of a backbone with one.
         """
         features, prefixes, rope = zip(*(self._split(i, feats[i]) for i in self.in_index))
-        grids = {tuple(feature.shape[-2:]) for feature in features}
-        lengths = {0 if prefix is None else prefix.shape[1] for prefix in prefixes}
-        if len(grids) > 1 or len(lengths) > 1:
+        grids = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        lengths = [0 if prefix is None else prefix.shape[1] for prefix in prefixes]
+        if grids != grids[:1] * len(grids) or lengths != lengths[:1] * len(lengths):
             raise ValueError(
-                f'PMTHead adds the outputs at in_index={self.in_index}, which have {sorted(grids)} positions and '
-                f'{sorted(lengths)} prefix tokens: name outputs of one stride, or bring them to one with a neck.'
+                f'PMTHead adds the outputs at in_index={self.in_index}, which have {grids} positions and {lengths} prefix '
+                f'tokens: name outputs of one stride, or bring them to one with a neck.'
             )
-        ((rows, columns),) = grids
         total: Tensor | None = None
         for lateral, feature, prefix in zip(self.laterals, features, prefixes):
             x = feature.flatten(2).transpose(1, 2)  # (B, C, h, w) to patch tokens (B, h·w, C)
             x = lateral(x if prefix is None else torch.cat((prefix, x), dim=1))
             total = x if total is None else total + x
         assert total is not None  # there is one output at least
-        return [total], (rows, columns), self._rope(rope[-1], (rows, columns), total.device)
+        return [total], grids[0], self._rope(rope[-1], grids[0], total.device)
 
     def _split(self, index: int, output: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Map, prefix tokens and rotary position embedding of a backbone's output."""

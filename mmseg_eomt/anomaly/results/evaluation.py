@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmseg.registry import DATASETS
 
 from mmseg_eomt.anomaly.data.datasets import AnomalyDataset
 from mmseg_eomt.anomaly.data.frames import find_presets
 from mmseg_eomt.anomaly.data.held_out import HeldOutClassesDataset
 from mmseg_eomt.anomaly.data.presets import preset_of
-from mmseg_eomt.anomaly.results.settings import pipeline_of
-from mmseg_eomt.data.missing import explain_missing_data
+from mmseg_eomt.data.dataset_configs import build_dataset, class_of, metainfo_of, pipeline_of
 
 CLASSES = 'classes'  # name of the part for the classes' mIoU
 
@@ -104,7 +102,7 @@ class Plan:
             ValueError: If classes are named and the data cannot hold them out, or the model knows them.
         """
         own = copy.deepcopy(self.own)
-        kind = _class_of(own)
+        kind = class_of(own)
         if anomaly_classes:
             own = self._held_out(own, list(anomaly_classes))
         elif kind is HeldOutClassesDataset:
@@ -118,7 +116,7 @@ class Plan:
 
     def _held_out(self, own: dict[str, Any], names: list[str]) -> dict[str, Any]:
         """The config's dataset with classes of it as anomalies."""
-        kind = _class_of(own)
+        kind = class_of(own)
         if kind is AnomalyDataset or 'datasets' in own or ('dataset' in own and kind is not HeldOutClassesDataset):
             raise ValueError(
                 f'--anomaly-classes needs a labelled dataset in test_dataloader, got {own.get("type")}: set '
@@ -128,7 +126,7 @@ class Plan:
             inner = {name: value for name, value in own.items() if name not in ('metainfo', 'pipeline')}
             own = dict(type=HeldOutClassesDataset.__name__, dataset=inner, pipeline=self._pipeline)
         own.update(anomaly_classes=names, split='anomaly')
-        remaining, known = _metainfo(own).get('classes', ()), self._metainfo.get('classes', ())
+        remaining, known = metainfo_of(own).get('classes', ()), self._metainfo.get('classes', ())
         if list(remaining) != list(known):
             raise ValueError(
                 f'The model is of the classes {", ".join(known)}, and without {", ".join(names)} those of its data are '
@@ -140,7 +138,7 @@ class Plan:
         """Add the config's own labelled data, for the mIoU."""
         for name in ('test_dataloader', 'val_dataloader'):
             dataset = copy.deepcopy((self.config.get(name) or {}).get('dataset') or {})
-            kind = _class_of(dataset)
+            kind = class_of(dataset)
             if kind is None or kind is AnomalyDataset:
                 continue
             if kind is HeldOutClassesDataset:
@@ -158,23 +156,11 @@ class Plan:
         if part.name in taken:
             part.name = next(name for i in range(2, len(taken) + 3) if (name := f'{part.name}_{i}') not in taken)
         try:
-            part.images = self._count(part.dataset)
+            part.images = len(build_dataset(part.dataset))
         except (ValueError, OSError) as error:
             self.notes.append(f'{what or part.name} was not evaluated: {error}')
         else:
             self.parts.append(part)
-
-    def _count(self, dataset: dict[str, Any]) -> int:
-        """Number of a dataset's images; there are some."""
-        try:
-            images = len(DATASETS.build(copy.deepcopy(dataset)))
-        except (AssertionError, ValueError, OSError) as error:
-            explain_missing_data(dict(dataset=dataset), error)
-            raise ValueError(str(error)) from error
-        if not images:
-            explain_missing_data(dict(dataset=dataset), ValueError())
-            raise ValueError(f'{dataset.get("type")} finds no image.')
-        return images
 
     @property
     def _pipeline(self) -> list:
@@ -184,15 +170,4 @@ class Plan:
     @property
     def _metainfo(self) -> dict[str, Any]:
         """Names and colours of the model's classes."""
-        return _metainfo(self.own)
-
-
-def _class_of(dataset: dict[str, Any]) -> type | None:
-    kind = dataset.get('type')
-    return DATASETS.get(kind) if isinstance(kind, str) else kind
-
-
-def _metainfo(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Classes and palette of a dataset, whose files need not be there."""
-    found = DATASETS.build(dict(copy.deepcopy(dataset), lazy_init=True)).metainfo
-    return {name: found[name] for name in ('classes', 'palette') if found.get(name) is not None}
+        return metainfo_of(self.own)

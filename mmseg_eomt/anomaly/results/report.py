@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmseg_eomt.anomaly.metrics.counts import PixelScores
-from mmseg_eomt.whole import whole_file
+from mmseg_eomt.tables import markdown_table
+from mmseg_eomt.whole import keep, kept, whole_file
 
 POINTS = 200  # of a curve, for each of its rates
 TRUE_RATE = 0.95
@@ -150,18 +151,14 @@ def save_result(path: Path, result: DatasetResult, key: str) -> None:
         result: Of the dataset.
         key: What the result depends on: :func:`read_result` returns it for this key alone.
     """
-    with whole_file(path) as new:
-        new.write_text(json.dumps(dict(key=key, result=_plain(asdict(result)))), encoding='utf-8')
+    keep(path, key, _plain(asdict(result)))
 
 
 def read_result(path: Path, key: str) -> DatasetResult | None:
     """The result that :func:`save_result` has kept for a key; None if there is none."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        if content['key'] != key:
-            return None
-        result = DatasetResult(**content['result'])
-    except (OSError, ValueError, TypeError, KeyError):
+        result = DatasetResult(**kept(path, key))
+    except (ValueError, TypeError):
         return None
     for metrics in (*result.scores.values(), result.classes):
         metrics.update({name: math.nan for name, value in metrics.items() if value is None})
@@ -178,10 +175,7 @@ def table(datasets: Sequence[DatasetResult]) -> list[str]:
         for name, metrics in dataset.scores.items():
             cells = [_cell(metrics.get(c.key, math.nan), c, best[c.key]) for c in columns]
             rows.append([dataset.name, str(dataset.images), name, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rule = ['-' * width if i in (0, 2) else '-' * (width - 1) + ':' for i, width in enumerate(widths)]
-    aligned = [[c.ljust(w) if i in (0, 2) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in rows]
-    return [f'| {" | ".join(row)} |' for row in (aligned[0], rule, *aligned[1:])]
+    return markdown_table(rows, left=(0, 2))
 
 
 def _best(column: Column, scores: Iterable[Mapping[str, float]]) -> str | None:

@@ -1,6 +1,5 @@
 """What an image's scores depend on beside a model's weights: a threshold of one setting is none of another."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,22 +8,9 @@ from typing import Any
 from mmengine.config import Config
 
 from mmseg_eomt.anomaly.scored_config import segmentor_settings
+from mmseg_eomt.data.dataset_configs import pipeline_of
 
 WITHOUT_EFFECT = ('LoadAnnotations', 'PackSegInputs')  # on the image
-
-
-def pipeline_of(dataset: Mapping[str, Any]) -> list:
-    """A copy of the pipeline of a dataset's config, or of the first one that it wraps.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    while 'pipeline' not in dataset:
-        inner = dataset['datasets'][0] if 'datasets' in dataset else dataset.get('dataset')
-        if not inner:
-            raise ValueError(f'The config of {dataset.get("type")} says no pipeline, which prepares the images.')
-        dataset = inner
-    return copy.deepcopy(dataset['pipeline'])
 
 
 def settings_digest(config: Config, dataset: Mapping[str, Any]) -> str:
