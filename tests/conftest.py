@@ -4,6 +4,7 @@ import atexit
 import copy
 import functools
 import gc
+import importlib
 import itertools
 import os
 import shutil
@@ -25,6 +26,7 @@ from mmengine.runner import Runner
 
 import mmseg_eomt  # noqa: F401  registers models and hooks
 from mmseg_eomt.adapters import merge
+from mmseg_eomt.commands.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / 'tests' / 'data'
@@ -122,6 +124,12 @@ def in_process(capsys: pytest.CaptureFixture):
         return f'{capsys.readouterr().out}{status}'
 
     return call
+
+
+def main_of(tool: str) -> Callable:
+    """The function that a script of ``tools`` runs, for :func:`in_process`."""
+    module, function = COMMANDS[Path(tool).stem].split(':')
+    return getattr(importlib.import_module(f'mmseg_eomt.commands.{module}'), function)
 
 
 def free_port() -> str:

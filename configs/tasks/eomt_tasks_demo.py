@@ -4,6 +4,6 @@ model = dict(
     type='MultiTaskSegmentor',
     tasks=dict(
         day='work_dirs/eomt_demo/iter_600.pth',
-        dusk='work_dirs/eomt_lora_demo/adapter',
+        dusk='work_dirs/eomt_lora_demo/iter_200.pth',
     ),
 )
