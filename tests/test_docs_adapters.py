@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from conftest import ROOT, SMALL_ARCH, main_of, small_options
-from domains.made_domains import gta5
+from domains.made_domains import gta5, mapillary
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import init_model
@@ -18,12 +18,13 @@ from test_docs import commands
 from mmseg_eomt.adapters import inject, lora_config, save_adapter
 from mmseg_eomt.tasks import load_tasks
 
-PAGES = ('docs/adapter_options.md', 'docs/frozen.md', 'docs/tasks.md')
+PAGES = ('docs/adapter_options.md', 'docs/adapters.md', 'docs/frozen.md', 'docs/robustness.md', 'docs/tasks.md')
 CONFIGS: dict[str, dict] = {  # that the pages name, with what a small model needs besides
     'eomt_demo': {'model.vit.patch_size': 16},
     'eomt_lora_demo': {'model.vit.patch_size': 16},
     'eomt_frozen_demo': {'model.vit.patch_size': 16},
     'eomt_frozen_cityscapes': {},
+    'eomt_pmt_dinov3-l_cityscapes_1024': {'model.vit.arch.rope_theta': 100.0, 'model.vit.arch.qkv_bias': 'qv'},
     'eomt_rein_cityscapes': {'model.backbone.num_tokens': 12},
     'eomt_lora_robust_gta5_512': {'custom_hooks.0.blocks': (1, -1)},
 }
@@ -51,12 +52,14 @@ def small(name: str, scenes: Path) -> Config:
     options = small_options(scenes, Path('work_dirs') / name, ITERS)
     del options['load_from']
     kept = config.train_dataloader.dataset.get('data_root') if 'gta5' in name else str(scenes)
-    model = {'model.vit.arch': dict(_delete_=True, **SMALL_ARCH), 'model.vit.num_joint_blocks': 2}
+    model = {'model.vit.arch': dict(_delete_=True, **SMALL_ARCH)}
+    if 'pmt' not in name:
+        model['model.vit.num_joint_blocks'] = 2
     loading = {'model.vit.pretrained': None, 'train_dataloader.dataset.data_root': kept}
     config.merge_from_dict({**options, **model, **loading, **CONFIGS[name]})
     for scheduler in config.param_scheduler:
         if 'warmup_steps' in scheduler:
-            scheduler.warmup_steps = (0, 0)
+            scheduler.warmup_steps = 0 if isinstance(scheduler.warmup_steps, int) else (0, 0)
     return config
 
 
@@ -76,6 +79,8 @@ def prepared(scenes: Path, base: str, lora: str, tmp_path_factory: pytest.TempPa
     inject(model, lora_config(4, 8, 0.0, ['qkv'], split_qkv=True), ['decode_head.class_head'])
     save_adapter(model, folder / 'work_dirs/split/adapters/iter_200')
     gta5(folder / 'data' / 'gta')
+    mapillary(folder / 'data' / 'mapillary')
+    shutil.copytree(ROOT / 'configs/_base_', folder / 'configs/_base_')
     images = sorted(scenes.glob('leftImg8bit/val/dusk/*.png'))
     (folder / 'my_images').mkdir()
     for i, image in enumerate(images):
@@ -92,14 +97,17 @@ def folder(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_of_the_page_runs(folder, in_process, monkeypatch, page):
-    """docs/adapter_options.md, docs/frozen.md, docs/tasks.md."""
+    """docs/adapter_options.md, docs/adapters.md, docs/frozen.md, docs/robustness.md, docs/tasks.md."""
     monkeypatch.setattr('sys.argv', [])  # which the toolbox's scripts set
     for line in commands(page):
         python, tool, *arguments = shlex.split(line)
         assert python == 'python'
-        in_process(main_of(tool), *arguments)
+        fewer = ['--domains', '--corruptions', 'fog', '--severities', '1'] if 'robustness' in tool else []
+        in_process(main_of(tool), *arguments, *fewer)
         if tool == 'tools/train.py':
-            (checkpoint,) = folder.glob(f'work_dirs/*/iter_{ITERS}.pth')
+            checkpoints = list(folder.glob(f'work_dirs/*/iter_{ITERS}.pth'))
+            assert len(checkpoints) == 1, checkpoints
+            checkpoint = checkpoints[0]
             checkpoint.unlink()
     if page == 'docs/tasks.md':
         for file in ('day/labels/1.png', 'day/overlays/1.png', 'dusk/labels/1.png'):
@@ -115,7 +123,7 @@ def test_the_programs_of_the_page_run(folder, page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page, block', [pytest.param(*shown, id=f'{shown[0]}{i}') for i, shown in enumerate(WRITTEN)])
+@pytest.mark.parametrize(('page', 'block'), [pytest.param(*shown, id=f'{shown[0]}{i}') for i, shown in enumerate(WRITTEN)])
 def test_the_configs_of_the_page_run(folder, page, block):
     for given, small_enough in SMALLER.items():
         block = block.replace(given, small_enough)
@@ -125,6 +133,9 @@ def test_the_configs_of_the_page_run(folder, page, block):
         return
     (folder / 'configs/shown.py').write_text(block if '_base_' in block else f"_base_ = 'eomt_lora_demo.py'\n{block}")
     config = Config.fromfile('configs/shown.py')
+    if 'DomainsDataset' in block:  # in which none of these has images here
+        assert list(config.val_dataloader.dataset.domains) == ['cityscapes', 'bdd100k']
+        return
     config.merge_from_dict({'work_dir': 'work_dirs/shown', 'train_cfg.val_begin': ITERS + 1})
     Runner.from_cfg(config).train()
 
