@@ -18,7 +18,7 @@ from test_docs import commands
 from mmseg_eomt.adapters import inject, lora_config, save_adapter
 from mmseg_eomt.tasks import load_tasks
 
-PAGES = ('docs/adapter_options.md', 'docs/adapters.md', 'docs/frozen.md', 'docs/robustness.md', 'docs/tasks.md')
+PAGES = ('docs/adapter_options.md', 'docs/frozen.md', 'docs/robustness.md', 'docs/tasks.md')
 CONFIGS: dict[str, dict] = {  # that the pages name, with what a small model needs besides
     'eomt_demo': {'model.vit.patch_size': 16},
     'eomt_lora_demo': {'model.vit.patch_size': 16},
@@ -70,11 +70,11 @@ def prepared(scenes: Path, base: str, lora: str, tmp_path_factory: pytest.TempPa
     (folder / 'configs' / 'tasks').mkdir(parents=True)
     for name in CONFIGS:
         small(name, scenes).dump(folder / 'configs' / f'{name}.py')
-    shutil.copy(folder / 'configs/eomt_demo.py', folder / 'configs/signs.py')
     shutil.copy(ROOT / 'configs/tasks/eomt_tasks_demo.py', folder / 'configs/tasks')
     for name, checkpoint in (('eomt_demo/iter_600', base), ('signs/iter_600', base), ('eomt_lora_demo/iter_200', lora)):
         (folder / 'work_dirs' / name).parent.mkdir(parents=True)
         shutil.copy(checkpoint, folder / 'work_dirs' / f'{name}.pth')
+    shutil.copy(folder / 'configs/eomt_demo.py', folder / 'work_dirs/signs/signs.py')
     model = init_model(str(folder / 'configs/eomt_demo.py'), base, device='cpu')
     inject(model, lora_config(4, 8, 0.0, ['qkv'], split_qkv=True), ['decode_head.class_head'])
     save_adapter(model, folder / 'work_dirs/split/adapters/iter_200')
@@ -97,7 +97,7 @@ def folder(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_of_the_page_runs(folder, in_process, monkeypatch, page):
-    """docs/adapter_options.md, docs/adapters.md, docs/frozen.md, docs/robustness.md, docs/tasks.md."""
+    """docs/adapter_options.md, docs/frozen.md, docs/robustness.md, docs/tasks.md."""
     monkeypatch.setattr('sys.argv', [])  # which the toolbox's scripts set
     for line in commands(page):
         python, tool, *arguments = shlex.split(line)
