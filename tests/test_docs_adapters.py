@@ -98,7 +98,7 @@ def folder(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_of_the_page_runs(folder, in_process, monkeypatch, page):
     """docs/adapter_options.md, docs/frozen.md, docs/robustness.md, docs/tasks.md."""
-    monkeypatch.setattr('sys.argv', [])  # which the toolbox's scripts set
+    monkeypatch.setattr('sys.argv', ['python'])  # which the toolbox's scripts set
     for line in commands(page):
         python, tool, *arguments = shlex.split(line)
         assert python == 'python'
