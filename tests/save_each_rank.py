@@ -12,7 +12,7 @@ from mmseg.registry import HOOKS
 
 @HOOKS.register_module()
 class SaveEachRank(Hook):
-    """Write the parameters of every process, and the images it saw, after training."""
+    """Write the parameters and buffers of every process, and the images it saw, after training."""
 
     def __init__(self, out: str) -> None:
         self.out = Path(out)
@@ -24,7 +24,8 @@ class SaveEachRank(Hook):
     def after_train(self, runner):
         parameters = dict(runner.model.module.named_parameters())
         left = self.out / f'left_{get_rank()}.txt'
-        saved = dict(parameters=parameters, images=self.images, threads=threads())
+        buffers = dict(runner.model.module.named_buffers())
+        saved = dict(parameters=parameters, buffers=buffers, images=self.images, threads=threads())
         torch.save(saved, self.out / f'rank_{get_rank()}.pth')
         AT_THE_END.append(lambda: left.write_text('\n'.join(threads())))
 

@@ -17,7 +17,6 @@ HUB_MODEL = 'tue-mps/cityscapes_semantic_eomt_large_1024'
 PAGES = ['README.md', 'docs/start.md', 'docs/own_data.md', 'docs/train.md', 'docs/predict.md']
 ELSEWHERE = {  # pages whose commands other tests run
     'docs/adapter_options.md': 'test_docs_adapters.py',
-    'docs/adapters.md': 'test_docs_adapters.py',
     'docs/anomaly.md': 'anomaly/test_docs_anomaly.py',
     'docs/anomaly_data.md': 'anomaly/test_docs_anomaly.py',
     'docs/anomaly_training.md': 'anomaly/test_docs_anomaly.py',

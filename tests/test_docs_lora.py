@@ -14,7 +14,7 @@ PAGE = (ROOT / 'docs' / 'lora.md').read_text(encoding='utf-8')
 
 @pytest.mark.slow
 def test_the_page_runs(in_process, monkeypatch, small_config, config_file, base, lora, tmp_path):
-    monkeypatch.setattr('sys.argv', ['tool'])  # which the toolbox's scripts set
+    monkeypatch.setattr('sys.argv', ['python'])  # which the toolbox's scripts set
     files = {
         'configs/eomt_lora_demo.py': next(Path(lora).parent.glob('*.py')),
         'configs/eomt_demo.py': config_file(small_config()),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -45,9 +45,9 @@ def starting(model: nn.Module, config: Any, fresh: bool = True) -> Iterator[Any]
         yield config
         return
     given = copy.copy(config)
-    if not fresh or start in ('minor', 'eva'):
-        given.init_lora_weights = True
     bases = {name: module.weight.data for name, module in model.named_modules() if hasattr(module, FOUND.get(start, ' '))}
+    if not fresh or start in ('minor', 'eva') or not bases:
+        given.init_lora_weights = True
     yield given
     config_in_model: Any = configs_of(model)['default']
     config_in_model.init_lora_weights = start
@@ -57,7 +57,7 @@ def starting(model: nn.Module, config: Any, fresh: bool = True) -> Iterator[Any]
         if fresh:
             _begin(name, layer, start, bases.get(name))
         if start != 'eva':
-            _keep(layer, fresh)
+            _keep(name, layer, fresh)
 
 
 def check_layer(name: str, layer: nn.Module, start: str) -> None:
@@ -121,9 +121,17 @@ def _minor(name: str, layer: Any) -> None:
 
 
 @torch.no_grad()
-def _keep(layer: Any, fresh: bool) -> None:
-    """Note the start beside the adapters, and take it out of the base."""
+def _keep(name: str, layer: Any, fresh: bool) -> None:
+    """Note the start beside the adapters, and take it out of the base; all processes have the first one's."""
+    if not layer.get_base_layer().weight.is_floating_point():
+        raise ValueError(
+            f'The adapters of {name} start with directions taken out of its weights, which are of 8 or 4 bits here: set '
+            f"base_precision='fp32' or 'bf16'."
+        )
     a, b = layer.lora_A['default'].weight, layer.lora_B['default'].weight
+    if fresh:
+        broadcast(a.data)
+        broadcast(b.data)
     layer.register_buffer(START_A, a.detach().clone() if fresh else torch.zeros_like(a))
     layer.register_buffer(START_B, b.detach().clone() if fresh else torch.zeros_like(b))
     if fresh:

@@ -20,7 +20,7 @@ from mmseg_eomt.adapters.names import (
     is_wrapper,
     tuner_layers,
 )
-from mmseg_eomt.adapters.starts import depends_on_base
+from mmseg_eomt.adapters.starts import changes_base, depends_on_base
 from mmseg_eomt.weights.compare import compare, refuse
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def inject(
         raise ValueError('The model has adapters already: merge them first, or put more beside them with load_adapter.')
     whole = fully_trained_modules(model, config, trainable_modules)
     matches = {} if config is None else match_targets(model, config, whole)
-    _refuse_shared(model, matches)
+    _refuse_shared(model, matches, config is not None and changes_base(as_values(config)))
     for parameter in model.parameters():
         parameter.requires_grad = False
     if config is not None and matches:
@@ -145,7 +145,8 @@ def sync_new_layers(model: nn.Module) -> None:
         wrapper.train(wrapper.original_module.training)
 
 
-def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
+def _refuse_shared(model: nn.Module, matches: dict[str, list[str]], with_weights: bool) -> None:
+    """Make sure that no adapted layer, nor its weight if adapters change that, is elsewhere in the model too."""
     names: dict[int, list[str]] = {}
     for named in (model.named_modules, model.named_parameters):
         for name, part in named(remove_duplicate=False):
@@ -155,6 +156,11 @@ def _refuse_shared(model: nn.Module, matches: dict[str, list[str]]) -> None:
             shared = next(shared for shared in names.values() if name in shared)
             if len(shared) > 1:
                 raise ValueError(f'{" and ".join(shared)} are one layer, of which only one would be adapted: leave it out.')
+            tied = next((tied for tied in names.values() if with_weights and f'{name}.weight' in tied), [name])
+            if len(tied) > 1:
+                raise ValueError(
+                    f'{" and ".join(tied)} are one weight, which this start of adapters would change for all: leave it out.'
+                )
 
 
 def fully_trained_modules(model: nn.Module, config: 'PeftConfig | None', trainable_modules: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from mmseg_eomt.adapters.combine import Combine, check_method, combining
 from mmseg_eomt.adapters.config import as_values
 from mmseg_eomt.adapters.names import configs_of, trained_modules, tuner_layers
 from mmseg_eomt.adapters.precision import full_precision, quantized_layers
-from mmseg_eomt.adapters.starts import depends_on_base
+from mmseg_eomt.adapters.starts import depends_on_base, trains_biases
 
 LINEAR_METHODS = ('LORA', 'LOHA', 'LOKR')  # whose change of a weight can be scaled and added to another's
 
@@ -90,7 +90,8 @@ def _check_weighted(model: nn.Module, weights: dict[str, float]) -> None:
         config = configs[name]
         method = getattr(config.peft_type, 'value', config.peft_type)
         values = as_values(config)
-        if method not in LINEAR_METHODS or depends_on_base(values) or values.get('lora_bias'):
+        more = depends_on_base(values) or values.get('lora_bias') or trains_biases(values)
+        if method not in LINEAR_METHODS or more:
             raise ValueError(
                 f'Adapter {name!r} cannot be weighted: its method ({method}) changes more than a sum. '
                 f'Without weights, merge takes it whole.'

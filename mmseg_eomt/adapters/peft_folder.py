@@ -39,7 +39,7 @@ from mmseg_eomt.adapters.names import (
 )
 from mmseg_eomt.adapters.separate_qkv import is_separate
 from mmseg_eomt.adapters.split_folder import join, separate
-from mmseg_eomt.adapters.starts import changes_base, draws_base_change
+from mmseg_eomt.adapters.starts import changes_base, draws_base_change, trains_biases
 from mmseg_eomt.models.arch import arch_of
 from mmseg_eomt.weights.arch import check_noted, noted_arch
 from mmseg_eomt.weights.checkpoint_io import check_values, read_file, read_safetensors, write_safetensors
@@ -235,6 +235,12 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = 'default', tr
     if any(changes_base(as_values(config)) for config in present.values()) or (present and changes_base(given['peft'])):
         raise ValueError(
             f'{source}: adapters that change the base (PiSSA and the like) go beside no others: load one on a plain model.'
+        )
+    others = [as_values(config) for other, config in present.items() if other != name]
+    if others and any(map(trains_biases, [*others, given['peft']])):
+        raise ValueError(
+            f'{source}: adapters with biases of the base that were trained (bias) go beside no others: load one on a plain '
+            f'model.'
         )
     check_same_base(model, given, source)
     if name in present:

@@ -1,4 +1,4 @@
-"""How adapters start, as a config says it, and what follows from it for their base."""
+"""How adapters start and what trains beside them, as a config says it, and what follows from it for their base."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -38,6 +38,11 @@ def draws_base_change(values: Mapping[str, Any]) -> bool:
 def depends_on_base(values: Mapping[str, Any]) -> bool:
     """Whether fresh adapters are computed from the base weights: those of :func:`changes_base`, and DoRA's magnitudes."""
     return bool(values.get('use_dora')) or changes_base(values)
+
+
+def trains_biases(values: Mapping[str, Any]) -> bool:
+    """Whether biases of the base train beside the adapters: PEFT's ``bias='lora_only'`` and the like."""
+    return values.get('bias', 'none') != 'none'
 
 
 def with_settings(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -205,6 +205,9 @@ class MaskAnnealingHook(Hook):
         starts, ends = list(start_iters or ()), list(end_iters or ())
         if len(starts) != len(ends) or any(start >= end for start, end in zip(starts, ends)):
             raise ValueError(f'Each end iteration must follow its start, got {starts} and {ends}.')
+        beyond = [edge for edge in starts + ends if not isinstance(edge, int) and not 0 <= edge <= 1]
+        if beyond:
+            raise ValueError(f'A fraction of the run is from 0 to 1, and an iteration a whole number; got {beyond[0]}.')
         self.start_iters = start_iters
         self.end_iters = end_iters
         self.power = power

@@ -13,6 +13,7 @@ from mmseg.apis import init_model
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
+from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, weights_of
 from mmseg_eomt.inference import class_names, names_and_colours
@@ -133,6 +134,8 @@ def _checked(name: str, entry: Any) -> tuple[str, Config | None]:
     """Checkpoint and config of an entry."""
     if not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'A task is named with letters, digits, _ and -, as its folder of results is; got {name!r}.')
+    if hasattr(nn.ModuleDict(), name):  # which keeps the tasks
+        raise ValueError(f'A task cannot be named {name!r}, a word of PyTorch itself: add to it, as in {name + "_task"!r}.')
     given = dict(checkpoint=entry) if isinstance(entry, str) else entry
     valid = isinstance(given, Mapping) and isinstance(given.get('checkpoint'), str) and given.keys() <= set(FIELDS)
     if not valid:

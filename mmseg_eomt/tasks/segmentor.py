@@ -32,7 +32,7 @@ class MultiTaskSegmentor(EoMTSegmentor):
             tasks=dict(
                 day='work_dirs/eomt_demo/iter_600.pth',
                 dusk='work_dirs/eomt_lora_demo/adapter',
-                signs=dict(checkpoint='work_dirs/signs/iter_600.pth', config='configs/signs.py'),
+                signs=dict(checkpoint='work_dirs/signs/iter_600.pth', config='work_dirs/signs/signs.py'),
             ),
         )
 

@@ -44,10 +44,15 @@ def check_one_encoder(bases: Mapping[str, Base]) -> None:
     """Make sure that all tasks stand on the same encoder.
 
     Raises:
-        ValueError: If two do not, with the weights that differ.
+        ValueError: If two do not, with the weights that differ, or have no weight of one name.
     """
     known: dict[str, tuple[str, Tensor | str]] = {}
     for task, base in bases.items():
+        if base and known and known.keys().isdisjoint(base):
+            raise ValueError(
+                f'Task {task!r} has another kind of encoder than {next(iter(bases))!r}, with no weight in common: tasks '
+                f'share one frozen encoder.'
+            )
         wrong, other = [], ''
         for name, value in base.items():
             first, expected = known.setdefault(name, (task, value))

@@ -99,6 +99,22 @@ def test_a_weighted_merge_of_the_start_itself_is_refused():
         merge(model, dict(default=0.5))
 
 
+def test_a_weight_of_two_layers_is_refused():
+    model = small()
+    model.append(nn.Linear(8, 8))
+    model[3].weight = model[0].weight
+    with pytest.raises(ValueError, match=r'0.weight and 3.weight are one weight, which this start'):
+        inject(model, lora_config(2, 6, 0.0, ['0', '3'], init_lora_weights='minor'))
+
+
+def test_a_base_of_codes_is_refused():
+    """As bitsandbytes keeps it: directions cannot be taken out of it again."""
+    model = small()
+    model[0].weight = nn.Parameter(model[0].weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"adapters of 0 start .* of 8 or 4 bits here: set base_precision='fp32' or 'bf16'"):
+        inject(model, lora_config(2, 6, 0.0, ['0'], init_lora_weights='minor'), fresh=False)
+
+
 def test_adapters_of_another_start_are_refused_once_the_base_has_changed():
     weights = {name: value for name, value in started(alpha=9).state_dict().items() if '.base_layer.' not in name}
     with pytest.raises(RuntimeError, match=r'another start .* load it into a model without adapters'):

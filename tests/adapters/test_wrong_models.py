@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import reference
+from folders import saved, small
 from mmcv.transforms import BaseTransform
 from mmengine.runner import Runner, load_checkpoint
 from mmseg.apis import init_model
 from mmseg.registry import TRANSFORMS
 
-from mmseg_eomt.adapters import inject, load_adapter, lora_config, save_adapter
+from mmseg_eomt.adapters import inject, load_adapter, lora_config, merge, save_adapter
 from mmseg_eomt.adapters.base_weights import describe_base, differing, fingerprint, matches, named_weights
 
 NEW_PARTS = ['decode_head.query_embed', 'decode_head.class_head', 'decode_head.mask_head', 'decode_head.upscale']
@@ -152,6 +153,21 @@ def test_adapters_that_change_the_base_go_beside_no_others(small_config, base, t
     load_adapter(model, tmp_path / 'pissa', 'one')
     with pytest.raises(ValueError, match='go beside no others'):
         load_adapter(model, tmp_path / 'pissa', 'two')
+
+
+@pytest.mark.parametrize('order', [('biases', 'none'), ('none', 'biases')])
+def test_adapters_that_train_biases_go_beside_no_others_and_are_not_weighted(tmp_path, order):
+    """The base has its biases once: the others would compute with them, and half of an adapter with all of them."""
+    saved(tmp_path / 'biases', bias='lora_only')
+    saved(tmp_path / 'none')
+    model = small()
+    load_adapter(model, tmp_path / order[0], 'one')
+    with pytest.raises(ValueError, match=r'biases of the base that were trained \(bias\) go beside no others'):
+        load_adapter(model, tmp_path / order[1], 'two')
+    model = small()
+    load_adapter(model, tmp_path / 'biases')
+    with pytest.raises(ValueError, match=r'cannot be weighted'):
+        merge(model, dict(default=0.5))
 
 
 def test_an_adapter_goes_beside_the_one_of_a_checkpoint_or_leaves_no_trace(small_config, base, lora, tmp_path):

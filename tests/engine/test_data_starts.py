@@ -114,7 +114,7 @@ def test_a_resumed_run_does_not_look_again(small_config, base, capfd):
     assert ''.join(capfd.readouterr()).count(LOOKED) == 2
 
 
-@pytest.mark.parametrize('start', ['eva', pytest.param('lora_ga', marks=LORA_GA)])
+@pytest.mark.parametrize('start', ['eva', 'corda', pytest.param('lora_ga', marks=LORA_GA)])
 def test_without_a_run_there_are_no_images_to_start_from(start):
     with pytest.raises(ValueError, match=r'none have come through 0: it needs a training run with LoRAHook'):
         inject(nn.Sequential(nn.Linear(8, 8)), lora_config(2, 4, 0.0, ['0'], init_lora_weights=start))
@@ -155,7 +155,8 @@ def test_two_processes_start_from_the_same_numbers(short, config_file, tmp_path)
     config.custom_imports['imports'] += ['save_each_rank']
     config.custom_hooks.append(dict(type='SaveEachRank', out=str(tmp_path)))
     run_tool('tools/dist_train.sh', config_file(config), 2, PORT=free_port(), PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
-    first, second = (torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True)['parameters'] for rank in (0, 1))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    first, second = (torch.load(tmp_path / f'rank_{rank}.pth', weights_only=True) for rank in (0, 1))
+    for kind in ('parameters', 'buffers'):
+        assert all(torch.equal(value, second[kind][name]) for name, value in first[kind].items())
     weights = torch.load(Path(config.work_dir) / 'iter_1.pth', weights_only=True)['state_dict']
     assert any('.adapter_start_A' in name for name in weights)

@@ -69,6 +69,7 @@ def test_a_run_that_ends_before_the_masks_are_annealed_is_warned_of(small_config
         (dict(start_iters=[1]), 'go together'),
         (dict(start_iters=[5], end_iters=[5]), 'must follow its start'),
         (dict(start_iters=[1, 2], end_iters=[2]), 'must follow its start'),
+        (dict(start_iters=[0.5], end_iters=[1e4]), r'from 0 to 1, and an iteration a whole number; got 10000'),
     ],
 )
 def test_spans_that_make_no_sense_are_refused(arguments, message):

@@ -13,6 +13,7 @@ from mmseg_eomt.adapters import inject, lora_config, save_adapter
 from mmseg_eomt.adapters.base_weights import describe_base
 from mmseg_eomt.adapters.names import adapter_names, plain_name
 from mmseg_eomt.tasks import load_tasks
+from mmseg_eomt.tasks.sharing import check_one_encoder
 
 pytest_plugins = ['small_tasks']
 
@@ -218,11 +219,18 @@ def test_what_is_no_task_of_this_encoder_is_refused_in_a_sentence(tasks_config, 
         (dict(signs=files['unnamed']), "task 'signs' does not name its classes: give the task the config"),
         (dict(day=dict(checkpoint=day, config=str(shifted))), "'day' has another data_preprocessor .* mean differs"),
         ({'../day': day}, 'named with letters'),
+        ({'train': day}, "A task cannot be named 'train', .* as in 'train_task'"),
         (dict(day=dict(file=day)), "'day' is a checkpoint's path or dict"),
         (dict(day=3), "'day' is a checkpoint's path or dict"),
     ):
         with pytest.raises(ValueError, match=message):
             load_tasks(tasks_config(**tasks), device='cpu')
+
+
+def test_encoders_without_a_weight_in_common_are_refused():
+    vit, net = ({f'backbone.{name}.weight': torch.ones(2)} for name in ('blocks.0.norm1', 'layer1.0.conv1'))
+    with pytest.raises(ValueError, match="Task 'signs' has another kind of encoder than 'day', with no weight in common"):
+        check_one_encoder(dict(day=vit, dusk=vit, signs=net))
 
 
 def test_unknown_tasks_and_training_are_refused(tasks_config, small_config, images):
