@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_eomt.models.device import on_cpu
+
 
 def rotary_embedding(
     grid: tuple[int, int],
@@ -161,7 +163,7 @@ class Attention(nn.Module):
         B, N, C = x.shape
         # (B, N, 3C) to (3, B, heads, N, d)
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
-        if qkv.device.type == 'cpu':
+        if on_cpu(qkv):
             qkv = qkv.contiguous()  # rows of one head side by side are read faster at 1024×1024, the copy included
         q, k, v = qkv.unbind(0)
         if rope is not None:

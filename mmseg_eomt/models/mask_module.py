@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmseg_eomt.models.device import on_cpu
 from mmseg_eomt.models.layers import has_hooks
 
 STRIP_ELEMENTS = 7 * 2**20  # of the largest map computed at once on a CPU, 28 MB: from 32 MB on, glibc asks for new pages
@@ -137,7 +138,7 @@ def _dot_backward(grad: Tensor, queries: Tensor, maps: Tensor) -> tuple[Tensor, 
 
 
 def _on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == 'cpu'
+    return on_cpu(tensor)
 
 
 def mask_head(embed_dims: int) -> nn.Sequential:
