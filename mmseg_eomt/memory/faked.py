@@ -44,11 +44,12 @@ def build(config: Config) -> nn.Module:
         model = MODELS.build(config.model)
         for settings in config.get('custom_hooks') or ():
             if settings.get('type') == 'LoRAHook':
-                _adapt(model, HOOKS.build(settings))
+                adapt(model, HOOKS.build(settings))
     return model.train()
 
 
-def _adapt(model: nn.Module, hook: LoRAHook) -> None:
+def adapt(model: nn.Module, hook: LoRAHook) -> None:
+    """Put in a hook's adapters, with any first values; on the meta device a base of 8 or 4 bits has its size alone."""
     peft = hook.config_for(model)
     fully_trained = fully_trained_modules(model, peft, hook.trainable_modules)
     if hook.base_precision == 'bf16':
@@ -72,7 +73,7 @@ def fill(model: nn.Module) -> None:
                 tensors[name] = done[id(tensor)]
 
 
-def batch_of(size: int, height: int, width: int, num_classes: int) -> tuple[Tensor, list[SegDataSample]]:
+def batch_of(size: int, height: int, width: int) -> tuple[Tensor, list[SegDataSample]]:
     """Images, normalised, and samples with labels, as the data preprocessor gives them."""
     images = torch.empty(size, 3, height, width)
     meta = dict(img_shape=(height, width), pad_shape=(height, width), ori_shape=(height, width), padding_size=[0] * 4)
