@@ -14,7 +14,7 @@ from mmseg_eomt.commands import plan
 from mmseg_eomt.memory import predict
 from mmseg_eomt.memory.faked import build
 from mmseg_eomt.memory.report import announce, option_line, too_little
-from mmseg_eomt.memory.search import CONTEXT_BYTES, GAPS, Setting, changed, effective_batch, options_for, settings
+from mmseg_eomt.memory.search import CONTEXT_BYTES, GAPS, Setting, changed, effective_batch, fastest, options_for, settings
 from mmseg_eomt.models import losses
 
 RECIPE = 'eomt_lora_cityscapes.py'
@@ -43,26 +43,10 @@ def _model(config: Config) -> torch.nn.Module:
         return build(config)
 
 
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_a_prediction_draws_nothing_and_leaves_no_trace(config, device):
-    state, assign = torch.get_rng_state(), losses.assign
-    first = predict(config, device)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert losses.assign is assign
-    assert first == predict(config, device) and min(map(len, (first.training, first.evaluation))) > 3
-
-
 def test_what_saves_memory_is_predicted_to_save_it(config):
-    plain = total(config, **{'train_dataloader.batch_size': 4})
-    assert total(config, **{'train_dataloader.batch_size': 8}) > 1.5 * plain
-    for saving in (
-        {'model.vit.with_cp': True},
-        {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
-    ):
-        assert total(config, **saving) < plain
-    assert total(config, **{'custom_hooks.0.base_precision': 'bf16', 'train_dataloader.batch_size': 1}) < total(
-        config, **{'train_dataloader.batch_size': 1}
-    )
+    plain = total(config)
+    assert total(config, **{'model.vit.with_cp': True}) < plain
+    assert total(config, **{'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}) < plain
 
 
 def test_every_setting_keeps_images_and_steps(config):
@@ -93,8 +77,10 @@ def test_the_printed_line_is_a_setting_that_fits(config, config_file, in_process
     options = argparse.ArgumentParser()
     options.add_argument('--cfg-options', nargs='+', action=DictAction)
     chosen = changed(config, options.parse_args(shlex.split(line)).cfg_options)
-    assert effective_batch(chosen) == 16 and predict(chosen).peak <= 0.66e9 * 0.95 - 0.6e9
-    assert 'No setting fits 0.6 GB' in in_process(plan.main, file, '--gpu-memory', 0.6, check=False)
+    peaks = re.search(r'^\| sum +\| +(\S+) \| +(\S+) \|$', printed, re.M).groups()
+    assert effective_batch(chosen) == 16 and max(map(int, peaks)) <= 660 * (1 - GAPS) - CONTEXT_BYTES / 1e6
+    with pytest.raises(ValueError, match=r'No setting fits 0\.6 GB: the smallest .* needs 0\.\d GB'):
+        fastest(changed(config, {'custom_hooks': []}), 0.6e9, precisions=('fp32',))
 
 
 def test_a_config_without_a_model_or_a_crop_is_refused(config, in_process, tmp_path):
@@ -105,7 +91,8 @@ def test_a_config_without_a_model_or_a_crop_is_refused(config, in_process, tmp_p
         predict(config)
 
 
-def test_a_run_logs_its_peak_where_it_is_asked_to(config):
+def test_a_run_that_is_asked_to_logs_its_peak_and_draws_nothing_for_it(config):
+    state, assign = torch.get_rng_state(), losses.assign
     lines: list[str] = []
 
     class Log:
@@ -116,6 +103,7 @@ def test_a_run_logs_its_peak_where_it_is_asked_to(config):
 
     announce(Run)
     assert re.search(r'Predicted peak of memory: 0\.\d GB in training', lines[0])
+    assert torch.equal(torch.get_rng_state(), state) and losses.assign is assign
     Run.cfg = config
     announce(Run)
     assert len(lines) == 1  # on a CPU not by default
