@@ -90,8 +90,12 @@ def fastest(
     for setting in sorted(settings(config, gpus, precisions), key=lambda setting: setting.cost):
         kind = setting.with_cp, setting.precision, setting.base
         if kind not in lines:
-            pair = [options_for(config, replace(setting, batch=size), gpus) for size in (1, 2)]
-            lines[kind] = [predict(changed(config, options), **assumed).peak for options in pair]
+            lines[kind] = [
+                predict(
+                    changed(config, options_for(config, replace(setting, batch=size), gpus)), evaluate=False, **assumed
+                ).peak
+                for size in (1, 2)
+            ]
         first, second = lines[kind]
         least = min(least, first)
         if NEARLY * (first + (setting.batch - 1) * (second - first)) > limit:
