@@ -46,7 +46,6 @@ TABLE = [
     for side in (512, 640, 1024)
     for adapted in (False, True)
 ]
-CLASSES = 19
 # every larger piece is mapped by itself and unmapped when it is free: what is resident is what is used
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536', MALLOC_ARENA_MAX='1')
 
@@ -125,17 +124,15 @@ def _warm_up() -> None:
 
 
 def compare(numbers: list[int]) -> None:
-    """Each setting predicted and measured, in processes of their own."""
+    """Each setting predicted, and measured in a process of its own."""
     from mmseg_eomt.tables import markdown_table
 
     rows = []
     for number in numbers:
         name, arch, side, batch, _ = SETTINGS[number]
-        figures = {}
-        for what in ('predicted', 'measured'):
-            command = [sys.executable, __file__, '--do', what, str(number)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **MALLOC})
-            figures[what] = json.loads(done.stdout.splitlines()[-1])
+        command = [sys.executable, __file__, '--measure', str(number)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **MALLOC})
+        figures: dict = dict(predicted=predicted(number), measured=json.loads(done.stdout.splitlines()[-1]))
         total = sum(figures['predicted'].values())
         row = dict(setting=name, arch=arch, side=side, batch=batch, predicted_mb=round(total), **figures)
         row['error'] = round(total / figures['measured'] - 1, 3)
@@ -189,10 +186,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', type=int, nargs='+', default=list(range(len(SETTINGS))), help='numbers of settings')
     parser.add_argument('--table', action='store_true', help='the published configs on a GPU, predicted')
-    parser.add_argument('--do', nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--measure', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.do:
-        print(json.dumps({'predicted': predicted, 'measured': measured}[args.do[0]](int(args.do[1]))))
+    if args.measure is not None:
+        print(json.dumps(measured(args.measure)))
     elif args.table:
         table()
     else:

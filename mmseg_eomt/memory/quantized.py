@@ -31,7 +31,8 @@ class PackedLinear(nn.Linear):
         """(…, in_features) to (…, out_features)."""
         if torch.is_autocast_enabled('cpu'):
             x = x.to(torch.get_autocast_dtype('cpu'))
-        out: Tensor = _Dequantized.apply(x, self.weight, self.bias, (self.out_features, self.in_features))
+        apply: Any = _Dequantized.apply
+        out: Tensor = apply(x, self.weight, self.bias, (self.out_features, self.in_features))
         return out
 
 
