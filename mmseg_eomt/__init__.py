@@ -6,7 +6,7 @@ repairs.apply()
 
 from mmseg_eomt import anomaly, domains  # noqa: E402
 from mmseg_eomt.adapters.peft_folder import is_folder, read_folder  # noqa: E402
-from mmseg_eomt.data import DataCheckHook, EoMTColorJitter, EoMTResize  # noqa: E402
+from mmseg_eomt.data import DataCheckHook, EoMTAugment, EoMTColorJitter, EoMTResize  # noqa: E402
 from mmseg_eomt.engine import EoMTOptimWrapperConstructor, LoRAHook, MaskAnnealingHook, TwoWarmupsPolyLR  # noqa: E402
 from mmseg_eomt.engine.checkpoints import register_whole_checkpoints  # noqa: E402
 from mmseg_eomt.models import EoMTHead, EoMTSegmentor, EoMTViT, LateralViT, PMTHead  # noqa: E402
@@ -22,6 +22,7 @@ runner.apply()
 __version__ = '0.1.0'
 __all__ = [
     'DataCheckHook',
+    'EoMTAugment',
     'EoMTColorJitter',
     'EoMTHead',
     'EoMTOptimWrapperConstructor',

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mmseg.registry import TRANSFORMS
 
-from mmseg_eomt.data.transforms import EoMTColorJitter
+from mmseg_eomt.data.color_jitter import EoMTColorJitter
 
 
 def gradient() -> np.ndarray:
