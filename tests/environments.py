@@ -24,7 +24,9 @@ TORCH = os.environ.get('TORCH') or re.search(r'^TORCH \?= (\S+)', MAKEFILE, re.M
 def others(asked: list[str]) -> list[str]:
     """What is asked for besides the toolbox, which the forks replace."""
     return [
-        name for name, extra in map(parts, asked) if not name.startswith('mm') and extra in ('', 'test', 'export', 'anomaly')
+        name
+        for name, extra in map(parts, asked)
+        if not name.startswith('mm') and extra in ('', 'test', 'export', 'anomaly', 'png')
     ]
 
 
