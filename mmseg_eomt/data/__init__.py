@@ -2,6 +2,14 @@
 
 from mmseg_eomt.data.check import DataCheckHook
 from mmseg_eomt.data.fixed_views import FixedViews, ViewSampler
+from mmseg_eomt.data.image_cache import LoadImageFromFile
 from mmseg_eomt.data.transforms import EoMTColorJitter, EoMTResize
 
-__all__ = ['DataCheckHook', 'EoMTColorJitter', 'EoMTResize', 'FixedViews', 'ViewSampler']
+__all__ = [
+    'DataCheckHook',
+    'EoMTColorJitter',
+    'EoMTResize',
+    'FixedViews',
+    'LoadImageFromFile',
+    'ViewSampler',
+]
