@@ -16,7 +16,7 @@ from mmseg.utils import register_all_modules
 from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, weights_of
-from mmseg_eomt.inference import class_names, names_and_colours
+from mmseg_eomt.inference import class_names, for_prediction, names_and_colours
 from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.tasks.sharing import Base, base_of
 from mmseg_eomt.visualization import make_palette
@@ -47,7 +47,7 @@ def load_tasks(
     given = tasks_of(settings)
     if tasks is not None:
         settings.model.tasks = ConfigDict({name: entry_of(given, name) for name in tasks})
-    settings.test_pipeline = copy.deepcopy(_first(settings.test_dataloader.dataset)['pipeline'])
+    settings.test_pipeline = for_prediction(_first(settings.test_dataloader.dataset)['pipeline'])
     return init_model(settings, device=device or get_device())
 
 
