@@ -168,9 +168,7 @@ class LoRAHook(Hook):
             return
         span, count = block_range(model, self.blocks)
         if not adapter_names(model):
-            runner.logger.warning(
-                f'blocks={self.blocks} has no effect: there are no target_modules, and nothing is adapted.'
-            )
+            runner.logger.warning(f'blocks={self.blocks} has no effect: without target_modules nothing is adapted.')
         else:
             runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
 

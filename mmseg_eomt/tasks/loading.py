@@ -57,7 +57,7 @@ def tasks_of(config: Config) -> Mapping[str, Any]:
     Raises:
         ValueError: If it has none, or something else is in their place.
     """
-    model = config.get('model') or {}
+    model: Any = config.get('model') or {}
     if not model.get('tasks'):
         raise ValueError(
             f"{config.filename or 'The config'} has no tasks: set model.type='MultiTaskSegmentor' and "
@@ -162,9 +162,7 @@ def _config_of(name: str, path: Any) -> Config:
     try:
         config = Config.fromfile(path)
     except (OSError, TypeError) as error:
-        raise ValueError(
-            f'The config of task {name!r} cannot be read, give the path of a file: {path!r} ({error})'
-        ) from error
+        raise ValueError(f'The config of task {name!r} cannot be read, give its path: {path!r} ({error})') from error
     if not config.get('model'):
         raise ValueError(f'The config of task {name!r}, {path}, has no model: give the one that the task was trained with.')
     return config

@@ -59,12 +59,9 @@ def frozen_model(**arch: object) -> nn.Module:
 
 
 def test_blocks_without_layers_to_adapt_are_warned_of(caplog):
-    hook, logger = (
-        LoRAHook(target_modules=[], trainable_modules=['decode_head'], blocks=(1, -1)),
-        logging.getLogger('frozen'),
-    )
-    hook._report_blocks(SimpleNamespace(logger=logger), frozen_model())
-    assert caplog.messages == ['blocks=(1, -1) has no effect: there are no target_modules, and nothing is adapted.']
+    hook = LoRAHook(target_modules=[], trainable_modules=['decode_head'], blocks=(1, -1))
+    hook._report_blocks(SimpleNamespace(logger=logging.getLogger('frozen')), frozen_model())
+    assert caplog.messages == ['blocks=(1, -1) has no effect: without target_modules nothing is adapted.']
 
 
 class _Saved:
