@@ -32,6 +32,9 @@ class Candidate(nn.Module):
     def precision(self, image: Tensor) -> contextlib.AbstractContextManager:
         return torch.autocast(image.device.type, torch.bfloat16) if self.low else contextlib.nullcontext()
 
+    def mask(self, on: bool) -> None:
+        """Whether queries are masked where the mode does not say so; ours are in training alone."""
+
     def scores(self, image: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -82,16 +85,24 @@ class Theirs(Candidate):
             )
         )
 
+    def mask(self, on: bool) -> None:
+        self.model.attn_mask_probs.fill_(float(on))
+
     def scores(self, image: Tensor) -> Tensor:
         with self.precision(image):
             out = self.model(image)
             return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
 
     def loss(self, image: Tensor, labels: Tensor) -> Tensor:
-        classes = [label.unique() for label in labels]
-        masks = [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)]
+        masks, classes = binary_masks(labels)
         with self.precision(image):
             return self.model(image, mask_labels=masks, class_labels=classes).loss
+
+
+def binary_masks(labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Each image's masks (n, H, W) and their classes (n,)."""
+    classes = [label.unique() for label in labels]
+    return [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)], classes
 
 
 def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -141,13 +152,13 @@ def step(model: Candidate, image: Tensor, labels: Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def check_scores(ours: Ours, theirs: Theirs, image: Tensor) -> float:
+def check_scores(ours: Ours, theirs: Candidate, image: Tensor) -> float:
     """Largest difference of the class scores over the largest score, without masks; ends the run where they differ."""
-    theirs.model.attn_mask_probs.zero_()
+    theirs.mask(False)
     with torch.no_grad():
         expected = theirs.eval().scores(image)
         error = float((ours.eval().scores(image) - expected).abs().max() / expected.abs().max())
-    theirs.model.attn_mask_probs.fill_(1)
+    theirs.mask(True)
     limit = 5e-2 if ours.low else 1e-4
     if not error < limit:
         sys.exit(f'The class scores differ by {error:.1e} of the largest: there is nothing to time.')

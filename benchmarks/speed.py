@@ -2,7 +2,7 @@
 """Time and memory of EoMT here and in Hugging Face's transformers, at equal weights.
 
     python benchmarks/speed.py [--device cpu|cuda] [--rounds 4] [--only headline gpu …] [--page docs/performance.md]
-    python benchmarks/speed.py --against lightly_train --against path/to/a/checkout/of/tue-mps/eomt
+    python benchmarks/speed.py --only --against lightly_train path/to/a/checkout/of/tue-mps/eomt
 
 Both models get the same random weights, images and labels; before anything is timed, their outputs are compared. Each time
 is a median over rounds in which the candidates take turns, after one round that does not count. Memory is the most that a
@@ -21,7 +21,7 @@ call takes above what the process has before it (on a GPU, above what is allocat
 - against: inference and a step against other implementations, where --against names them.
 
 Each section runs in a process of its own. Prints tables and writes speed_<device>.json and speed_<device>.png; --page puts
-the tables into a page, and --only without a section does nothing else. On a CPU the model is a ViT-S in fp32; on a GPU
+the tables into a page, and --only without a section measures none of these. On a CPU the model is a ViT-S in fp32; on a GPU
 ViT-S, B and L in bf16. LoRA here is one pair of rank 16 on queries, keys and values together, in transformers one on each,
 as their layers are. Needs Linux for the memory of a CPU. Labels are blocks of 19 random classes, so that nearly all are
 present.
@@ -43,6 +43,7 @@ import torch
 import mmseg_eomt  # noqa: F401  repairs what the toolbox needs
 from benchmarks.meter import Meter
 from benchmarks.report import chart, fill_page, tables
+from benchmarks.sections.against import against
 from benchmarks.sections.assembly import assemble
 from benchmarks.sections.gpu import gpu, large_lora
 from benchmarks.sections.growth import growth
@@ -50,7 +51,7 @@ from benchmarks.sections.steps import headline, sweep
 from benchmarks.sections.tricks import tricks
 
 RESULTS = Path(__file__).with_name('results')
-SECTIONS = ('headline', 'inference', 'training', 'assembly', 'growth', 'tricks', 'gpu')
+SECTIONS = ('headline', 'inference', 'training', 'assembly', 'growth', 'tricks', 'gpu', 'against')
 
 
 def measure(section: str, meter: Meter, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -66,6 +67,10 @@ def measure(section: str, meter: Meter, args: argparse.Namespace) -> dict[str, l
     )
     if section == 'assembly':
         return dict(assembly=assemble(meter, device))
+    if section == 'against':
+        return dict(
+            against=[result for arch in archs for name in args.against for result in against(meter, name, arch, device)]
+        )
     found = {section: [result for arch in archs for result in each[section](arch)]}
     if section == 'gpu':
         found['large_lora'] = large_lora(meter, archs[-1], device)
@@ -76,7 +81,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--rounds', type=int, default=4)
-    parser.add_argument('--only', nargs='*', choices=SECTIONS, metavar='SECTION', help=', '.join(SECTIONS))
+    parser.add_argument('--only', nargs='*', choices=SECTIONS, metavar='SECTION', help=', '.join(SECTIONS[:-1]))
+    parser.add_argument(
+        '--against', nargs='+', default=[], metavar='OTHER', help='lightly_train, or the path of a checkout of tue-mps/eomt'
+    )
     parser.add_argument('--archs', nargs='+', choices=('small', 'base', 'large'), help='default: small, on a GPU all')
     parser.add_argument('--sides', type=int, nargs='+', default=[512, 768, 1024], help='multiples of 16')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 2, 4])
@@ -86,7 +94,9 @@ def parse() -> argparse.Namespace:
     on_gpu = args.device == 'cuda'
     args.archs = args.archs or (['small', 'base', 'large'] if on_gpu else ['small'])
     if args.only is None:
-        args.only = [section for section in SECTIONS if on_gpu or section != 'gpu']
+        args.only = [section for section in SECTIONS[:-1] if on_gpu or section != 'gpu']
+    if args.against and 'against' not in args.only:
+        args.only.append('against')
     return args
 
 
@@ -115,7 +125,8 @@ def main() -> None:
         options = ['--device', args.device, '--rounds', args.rounds, '--out', args.out, '--archs', *args.archs]
         options += ['--sides', *args.sides, '--batches', *args.batches]
         for section in args.only:
-            subprocess.run([sys.executable, __file__, *map(str, options), '--only', section], check=True)
+            others = ['--against', *args.against] if section == 'against' else []
+            subprocess.run([sys.executable, __file__, *map(str, options), '--only', section, *others], check=True)
         results = json.loads(file.read_text())
         for section, lines in tables(results).items():
             print(f'\n{section}', *lines, sep='\n')

@@ -42,7 +42,7 @@ def _take(
     if 'LoRA' in kind:
         ours, theirs = with_lora(ours, theirs)
     ours.recompute('checkpointing' in kind)
-    theirs.model.attn_mask_probs.fill_(float(kind != 'inference'))
+    theirs.mask(kind != 'inference')
     models_taken = dict(zip(CANDIDATES, (ours, compiled(ours, backend), theirs)))
     taken = measured(meter, {name: _call(model, kind, image, labels) for name, model in models_taken.items()})
     return dict(**taken, weights_mb=round(held(ours)), **speeds(taken))

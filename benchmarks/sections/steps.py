@@ -51,7 +51,7 @@ def sweep(kind: str, meter: Meter, arch: str, device: str, sides: tuple[int, ...
                 print(f'{arch} {side} batch {batch}: skipped, it would take about {per_image * batch / 1024:.0f} GB')
                 continue
             error = check_scores(ours, theirs, image)
-            theirs.model.attn_mask_probs.fill_(float(kind == 'training'))
+            theirs.mask(kind == 'training')
             candidates = dict(ours=ours.train(kind == 'training'), hugging_face=theirs.train(kind == 'training'))
             with torch.set_grad_enabled(kind == 'training'):
                 taken = meter(
