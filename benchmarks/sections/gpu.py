@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.candidates import Arch, Candidate, Ours, Theirs, check_scores, example, models, step, with_lora
 from benchmarks.meter import Meter
 from benchmarks.report import line
+from benchmarks.sections.prediction import predicted_mb
 from mmseg_eomt.models.arch import get_arch
 
 CANDIDATES = ('ours', 'compiled', 'hugging_face')
@@ -29,10 +30,11 @@ def gpu(meter: Meter, arch: Arch, device: str, side: int = 640, batch: int = 4, 
         for kind in KINDS:
             _release(device)
             figures = _take(meter, kind, ours, theirs, image, labels, backend)
-            rows.append(dict(title=f'ViT {name}, {"bf16" if low else "fp32"}: {kind}', side=side, batch=batch, error=error))
-            rows[-1].update(figures)
+            figures['predicted_mb'] = predicted_mb(arch, side, batch, device, low, kind)
+            title = f'ViT {name}, {"bf16" if low else "fp32"}: {kind}'
+            rows.append(dict(title=title, side=side, batch=batch, **figures, error=error))
             fitting = {candidate: figures[candidate] for candidate in CANDIDATES if figures[candidate]}
-            line(rows[-1]['title'], fitting, f'{figures["speed"]}× and {figures["compiled_speed"]}× speed-up')
+            line(title, fitting, f'{figures["speed"]}× and {figures["compiled_speed"]}× speed-up')
     return rows
 
 
