@@ -162,18 +162,18 @@ def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: 
 
 @contextmanager
 def whole_model(path: str | Path) -> Iterator[Path]:
-    """Write an exported model as a whole (:func:`~.whole.whole_file`), with the weights that ONNX puts beside it.
+    """Write an exported model as a whole (:func:`~.whole.whole_file`), with the weights that some formats put beside it.
 
     They take their place first, and a file that was there before goes before that: at no time does it stand beside weights
     of another.
     """
     with whole_file(path) as new:
         yield new
-        weights = new.with_name(f'{new.name}.data')
-        if weights.exists():
-            Path(path).unlink(missing_ok=True)
-            with whole_file(f'{path}.data') as new_weights:
-                os.replace(weights, new_weights)
+        for weights in (new.with_name(f'{new.name}.data'), new.with_suffix('.bin')):
+            if weights.exists():
+                Path(path).unlink(missing_ok=True)
+                with whole_file(Path(path).with_name(weights.name)) as new_weights:
+                    os.replace(weights, new_weights)
 
 
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
