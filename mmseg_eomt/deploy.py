@@ -40,17 +40,22 @@ def to_openvino(program: ExportedProgram, metadata: dict[str, str], outputs: Seq
     """Convert a program to OpenVINO's graph.
 
     Args:
-        program: Of :func:`.to_program`.
+        program: Of :func:`.to_program`, of a fixed size; OpenVINO does not convert an open one.
         metadata: What a file of it says beside the graph.
         outputs: Names of the program's outputs. Default: ``('scores',)``.
 
     Raises:
         ImportError: If OpenVINO is missing.
+        ValueError: If it cannot convert the program.
     """
     check_openvino_packages()
     import openvino
 
-    model = openvino.convert_model(program)
+    try:
+        model = openvino.convert_model(program)
+    except Exception as error:
+        reason = ' '.join(str(error).split('Summary:')[-1].split())[:200]
+        raise ValueError(f'OpenVINO cannot convert the graph: fix its size, or export to ONNX. ({reason})') from error
     model.inputs[0].get_tensor().set_names({'image'})
     for output, name in zip(model.outputs, outputs):
         output.get_tensor().set_names({name})

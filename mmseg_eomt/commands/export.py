@@ -45,6 +45,8 @@ def export(args: argparse.Namespace) -> None:
     if out.suffix == '.xml':
         deploy.check_openvino_packages(bool(args.int8))
     module = make_module(args)
+    if out.suffix == '.xml' and args.size is None:
+        args.size = list(module.training_size)  # OpenVINO does not convert an open one
     size = 'any' if args.size is None else '{}×{}'.format(*args.size)
     print(
         f'exporting {args.checkpoint or ", ".join(module.output_names)}: batch {args.batch or "any"}, size {size}',
@@ -137,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?')
     parser.add_argument('out', metavar='OUT')
     parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help='fix the size (default: any, in whole patches)'
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='fix the size (default: any, in whole patches; OpenVINO: of training)',
     )
     parser.add_argument('--batch', type=int, help='fix the number of images (default: any)')
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest difference over the largest score (1e-3)')
