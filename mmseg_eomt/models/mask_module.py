@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmseg_eomt.models.layers import has_hooks
+from mmseg_eomt.models.mask_rows import BlockWeights, logits_by_rows
 
 STRIP_ELEMENTS = 7 * 2**20  # of the largest map computed at once on a CPU, 28 MB: from 32 MB on, glibc asks for new pages
 
@@ -36,6 +37,10 @@ class ScaleBlock(nn.Module):
         """The transposed convolution as a linear layer: weight (4C, C) and bias (4C), a position's four values in a row."""
         weight, bias = self.conv1.weight, cast(Tensor, self.conv1.bias)
         return weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)
+
+    def weights(self) -> BlockWeights:
+        """What the block computes with."""
+        return BlockWeights(*self.linear(), self.conv2.weight, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def is_plain(self) -> bool:
         """Whether the block is as it was built: PEFT may have put layers in, and others hooks on them."""
@@ -180,6 +185,8 @@ class Upscale(nn.Sequential):
         if len(blocks) < len(self) or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return _dot(queries, super().forward(patches))
         rows = patches.shape[1]
+        if _on_cpu(patches) and not torch.is_grad_enabled():
+            return logits_by_rows(queries, patches, [block.weights() for block in blocks])
         if not _on_cpu(patches):
             return _rows_of_logits(queries, patches, blocks, 0, rows)
         num_strips = min(rows, -(-math.prod(patches.shape[1:]) * 4 ** len(self) // STRIP_ELEMENTS))
