@@ -32,6 +32,8 @@ def export(args: argparse.Namespace) -> None:
     kind = out.suffix
     if kind not in ('.onnx', '.pt2'):
         raise ValueError(f'OUT must end in .onnx (ONNX) or .pt2 (torch.export), got {args.out}.')
+    if args.onnxruntime and kind != '.onnx':
+        raise ValueError(f'--onnxruntime is for a file that ends in .onnx, got {args.out}: omit it, or name such a file.')
     if out.exists():
         raise ValueError(f'{out} is there already: name another, or delete it.')
     if kind == '.onnx':
@@ -48,7 +50,7 @@ def export(args: argparse.Namespace) -> None:
     images = exporting.example_images(module, args.size, args.batch)
     with exporting.whole_model(out) as new:  # takes its place once it is checked
         if kind == '.onnx':
-            exporting.save_onnx(program, new, module.metadata(), module.output_names)
+            exporting.save_onnx(program, new, module.metadata(), module.output_names, args.onnxruntime)
         else:
             exporting.save_program(program, new, module.metadata())
         written = sum(path.stat().st_size for path in new.parent.iterdir()) / 1e6
@@ -92,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='fix the size (default: any, in whole patches)'
     )
     parser.add_argument('--batch', type=int, help='fix the number of images (default: any)')
+    parser.add_argument(
+        '--onnxruntime', action='store_true', help="ONNX Runtime's own operators: faster on a CPU, read by nothing else"
+    )
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest difference over the largest score (1e-3)')
     parser.add_argument(
         '--anomaly', nargs='+', default=[], metavar='SCORE', help=f'a second output: {", ".join(NAMES)}; rba@0.5 (none)'

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmseg_eomt.models.graph_scores import graph_scores
 from mmseg_eomt.models.resize import exporting
 
 STRIP_ELEMENTS = 2**21  # of all queries' masks in a strip on a CPU, 8 MB in fp32; 16 times as many elsewhere
@@ -21,8 +22,8 @@ def pixel_scores(
     """Sums over queries of mask probability times weight, with the masks brought to the image's size.
 
     All queries' masks at full size would take Q times the image's memory. They are made in strips of rows instead, with the
-    neighbouring rows that interpolation needs: the same numbers. An exported graph, of whatever size and batch, has no
-    loops: all masks at once there, and all queries.
+    neighbouring rows that interpolation needs: the same numbers. An exported graph takes all queries, in strips that are
+    written one after the other: :func:`.graph_scores`.
 
     Args:
         mask_logits: (B, Q, h, w).
@@ -38,9 +39,7 @@ def pixel_scores(
     Source: MaskFormer (Cheng et al., NeurIPS 2021), section 3.4.
     """
     if exporting():
-        masks = F.interpolate(mask_logits, padded_size, mode='bilinear').sigmoid()
-        scores = torch.bmm(weights.transpose(1, 2), masks.flatten(2)).unflatten(2, padded_size)
-        return scores[..., : size[0], : size[1]]
+        return graph_scores(mask_logits, weights, padded_size, size)
     scores = mask_logits.new_empty(len(mask_logits), weights.shape[-1], *size)
     flat = scores.flatten(2)
     for image, weight in enumerate(weights):
