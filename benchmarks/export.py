@@ -76,11 +76,10 @@ def measure(meter: Meter, side: int) -> list[dict]:
     if not max(apart.values()) < LIMIT:
         sys.exit(f'The scores differ by {apart} of the largest: there is nothing to time.')
     taken = meter({'PyTorch': lambda: module(image), **{name: (lambda run=run: run(image)) for name, run in runs.items()}})
+    ours = taken['PyTorch']['seconds']
     return [
-        dict(
-            side=side, name=name, apart=apart.get(name), speed=round(taken['PyTorch']['seconds'] / row['seconds'], 2), **row
-        )
-        for name, row in taken.items()
+        dict(side=side, name=name, apart=apart.get(name), speed=round(ours / figures['seconds'], 2), **figures)
+        for name, figures in taken.items()
     ]
 
 

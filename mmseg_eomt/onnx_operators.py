@@ -20,7 +20,9 @@ def onnxruntime_operators() -> dict[Callable, Callable]:
 
     Source: ONNX Runtime, ``docs/ContribOperators.md``: MultiHeadAttention, Gelu.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     attention = _operator('MultiHeadAttention', ['query', 'key', 'value'], ['num_heads'])
     activation = _operator('Gelu', ['X'])

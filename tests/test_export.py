@@ -290,6 +290,6 @@ def test_the_page_runs(lora, scenes, tmp_path):
         for line in block.strip().splitlines():
             if not line.startswith('pip '):
                 ran.append(run_tool(*shlex.split(line)[1:]).stdout)
-    assert len(ran) == 4
+    assert len(ran) == 5
     assert sizes == [(64, 128), (2, 320, 640)]
     assert set(json.loads(names['extra']['metadata.json'])) == {'input', 'patch_size', 'mean', 'std', 'classes'}
