@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmseg_eomt.models.layers import has_hooks
+from mmseg_eomt.models.mask_rows import BlockWeights, logits_by_rows
 
 STRIP_ELEMENTS = 7 * 2**20  # of the largest map computed at once on a CPU, 28 MB: from 32 MB on, glibc asks for new pages
 
@@ -37,9 +38,9 @@ class ScaleBlock(nn.Module):
         weight, bias = self.conv1.weight, cast(Tensor, self.conv1.bias)
         return weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """What it computes with, as :class:`BlockWeights` has it."""
-        return *self.linear(), self.conv2.weight, self.norm.weight, self.norm.bias
+    def weights(self) -> BlockWeights:
+        """What the block computes with."""
+        return BlockWeights(*self.linear(), self.conv2.weight, self.norm.weight, self.norm.bias)
 
     def is_plain(self) -> bool:
         """Whether the block is as it was built: PEFT may have put layers in, and others hooks on them."""
@@ -111,16 +112,6 @@ class _Masks(torch.autograd.Function):
         grads[0][:2] = _linear_backward(grad_x, patches, needed[0])
         grad_patches = grad_x @ blocks[0].weight if ctx.needs_input_grad[1] else None
         return grad_queries, grad_patches, None, None, *(grad for block in grads for grad in block)
-
-
-class BlockWeights(NamedTuple):
-    """What a scale block computes with: its linear layer, convolution and norm."""
-
-    weight: Any
-    bias: Any
-    conv: Any
-    scale: Any
-    shift: Any
 
 
 def _of_each_block(values: Sequence[Any]) -> list[BlockWeights]:
@@ -243,6 +234,8 @@ class Upscale(nn.Sequential):
         queries, patches = queries.to(dtype), patches.to(dtype)
         weights = [weight.to(dtype) for block in blocks for weight in block.weights()]
         eps, rows = blocks[0].norm.eps, patches.shape[1]
+        if _on_cpu(patches) and not torch.is_grad_enabled():
+            return logits_by_rows(queries, patches, _of_each_block(weights), eps)
         if not _on_cpu(patches):
             return _rows_of_logits(queries, patches, eps, weights, 0, rows)
         num_strips = min(rows, -(-math.prod(patches.shape[1:]) * 4 ** len(self) // STRIP_ELEMENTS))

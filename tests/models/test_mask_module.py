@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import prune
 
-from mmseg_eomt.models import mask_module
+from mmseg_eomt.models import mask_module, mask_rows
 from mmseg_eomt.models.mask_module import Upscale
 
 PRECISE = 1e-5
@@ -60,9 +60,13 @@ def test_the_way_of_other_devices_gives_the_same(monkeypatch):
 @pytest.mark.parametrize('rows_at_once', [1, 3, 7])
 @torch.no_grad()
 def test_logits_without_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypatch):
-    monkeypatch.setattr(mask_module, 'STRIP_ELEMENTS', rows_at_once * 6 * 16 * 16)
+    monkeypatch.setattr(mask_rows, 'ROW_ELEMENTS', rows_at_once * 6 * 16 * 16)
     inputs, blocks = example()
     assert relative_error(mask_logits(*inputs, blocks), as_written(*inputs, blocks)) < PRECISE
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        lower = mask_logits(*inputs, blocks)
+    assert lower.dtype == torch.bfloat16
+    assert relative_error(lower.float(), as_written(*inputs, blocks)) < 0.05
 
 
 @pytest.mark.parametrize('rows_at_once', [2, 5])
