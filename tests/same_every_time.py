@@ -7,6 +7,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 
+from mmseg_eomt.engine.sharding import local_bytes
 from mmseg_eomt.models.losses import MaskClassificationLoss
 
 
@@ -33,7 +34,7 @@ class KeptByEachRank(Hook):
     def after_train(self, runner):
         model = getattr(runner.model, 'module', runner.model)
         kept = {
-            name: getattr(parameter, '_local_tensor', parameter).numel()
+            name: local_bytes(parameter)
             for name, parameter in model.named_parameters()
             if '.blocks.' in name and not parameter.requires_grad
         }

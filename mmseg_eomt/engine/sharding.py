@@ -104,11 +104,22 @@ def sharded_candidates(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Block)}
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's base is sharded."""
+    return any(is_shard(parameter) for parameter in model.parameters())
+
+
 def is_shard(value: Tensor) -> bool:
     """Whether a parameter is a process's part of a sharded one."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, DTensor)
+
+
+def local_bytes(value: Any) -> int:
+    """Bytes of a parameter that this process keeps."""
+    part = value.to_local() if is_shard(value) else value
+    return part.numel() * part.element_size()
 
 
 def _fully_shard() -> Any:
@@ -162,7 +173,10 @@ class EvenPassesHook(Hook):
                 f'With shard_base all processes evaluate together, and they have {numbers} batches: drop round_up=False of '
                 f'the sampler.'
             )
-        self._handle = self._blocks[0].register_forward_pre_hook(lambda *_: self._some_have(True), prepend=True)
+        self._handle = self._blocks[0].register_forward_pre_hook(self._announce, prepend=True)
+
+    def _announce(self, *_: Any) -> None:
+        self._some_have(True)
 
     def _some_have(self, more: bool) -> bool:
         flag = torch.tensor(float(more), device=get_device())
@@ -189,13 +203,10 @@ def shard_base(runner: Runner, names: Collection[str]) -> None:
     """Shard the base of a Runner's adapted model, and say how much of it each process keeps."""
     model = segmentor_of(runner)
     size = shard_frozen(model, names)
-    kept = sum(p.to_local().numel() * p.element_size() for p in map(_any, model.parameters()) if is_shard(p))
+    kept = sum(local_bytes(parameter) for parameter in model.parameters() if is_shard(parameter))
     runner.register_hook(EvenPassesHook(model), priority='VERY_HIGH')
     runner.logger.info(
         f'The frozen base of {size / 1e6:,.1f} MB is sharded over {runner.world_size} processes: this one keeps '
         f'{kept / 1e6:,.1f} MB and gathers a block at a time.'
     )
 
-
-def _any(value: Any) -> Any:
-    return value
