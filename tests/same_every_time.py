@@ -31,6 +31,10 @@ class KeptByEachRank(Hook):
 
         MaskClassificationLoss.match, MaskClassificationLoss.mask_losses = match_at, losses_at
 
+    def before_val(self, runner):
+        if get_rank():  # one window of an image, where the first process has two
+            getattr(runner.model, 'module', runner.model).test_cfg.crop_size = (64, 128)
+
     def after_train(self, runner):
         model = getattr(runner.model, 'module', runner.model)
         kept = {

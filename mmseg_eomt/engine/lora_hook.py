@@ -128,9 +128,7 @@ class LoRAHook(Hook):
         self._adapted, self._trained = model, training
         start = read_start(runner)
         if start is not None and start.note is None and not training:
-            if not start.merged:
-                runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
-            wrap_again(runner)
+            evaluate_plain(runner, start.merged)
             return
         config = config_of_run(runner, self.config_for(model), start)
         shards = self.shard_base and runner.world_size > 1
@@ -153,16 +151,19 @@ class LoRAHook(Hook):
         noted = functools.partial(note, adapters, self.trainable_modules, base, base_precision=self.base_precision)
         slim = SlimCheckpointHook(base, noted, self.save, self.save_adapter)
         if training:
-            model.init_weights = _already_done
-            rebuild_optimizer(runner)
-            slim.check(runner)
-            runner.register_hook(slim)
-            for hook in (FrozenNormsHook(), UnusedAdaptersHook()):
-                runner.register_hook(hook, priority=self.priority)
+            self._begin_training(runner, slim)
         elif self.base_precision == 'fp32' and not shards:
             runner.register_hook(MergeForEvaluationHook(), priority=self.priority)
         report(runner, matches, slim.dropped(model), self._warn_unmatched)
         self._report_blocks(runner, model)
+
+    def _begin_training(self, runner: Runner, slim: SlimCheckpointHook) -> None:
+        segmentor_of(runner).init_weights = _already_done
+        rebuild_optimizer(runner)
+        slim.check(runner)
+        runner.register_hook(slim)
+        for hook in (FrozenNormsHook(), UnusedAdaptersHook()):
+            runner.register_hook(hook, priority=self.priority)
 
     def config_for(self, model: nn.Module) -> Any:
         """PEFT's config for a model that is not adapted yet.
@@ -225,6 +226,13 @@ def check_runner(runner: Runner, own: LoRAHook) -> None:
         )
     if is_training(runner) and not runner.cfg.get('optim_wrapper'):
         raise ValueError('LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.')
+
+
+def evaluate_plain(runner: Runner, merged: bool) -> None:
+    """Leave a model as it is whose checkpoint has no adapters."""
+    if not merged:
+        runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
+    wrap_again(runner)
 
 
 def wrap_again(runner: Runner) -> None:

@@ -47,8 +47,8 @@ def check_shardable(runner: Runner, config: Any, save: str, base_precision: str)
         raise ValueError(f"shard_base takes base_precision='fp32' or 'bf16', got {base_precision!r}.")
     if config is not None and changes_base(as_values(config)):
         raise ValueError(
-            'shard_base takes adapters that leave the base as it was: PiSSA, OLoRA, CorDA, LoftQ and the like change it, and '
-            'would have to save it. Drop init_lora_weights of LoRAHook.peft.'
+            'shard_base takes adapters that leave the base as it was; PiSSA, OLoRA, CorDA, LoftQ and the like change it and '
+            'have to save it: drop init_lora_weights of LoRAHook.peft.'
         )
     for kind, reason in (
         (EMAHook, 'copies the whole model'),
@@ -57,9 +57,7 @@ def check_shardable(runner: Runner, config: Any, save: str, base_precision: str)
         if any(isinstance(hook, kind) for hook in runner.hooks):
             raise ValueError(f'shard_base does not go with {kind.__name__}, which {reason}: drop one of the two.')
     if runner.cfg.get('compile'):
-        raise ValueError(
-            'shard_base does not go with compile, which would see the pieces of the weights: drop one of the two.'
-        )
+        raise ValueError('shard_base does not go with compile, which would see pieces of weights: drop one of the two.')
 
 
 def shard_frozen(model: nn.Module, names: Collection[str]) -> int:
