@@ -25,6 +25,7 @@ from mmseg_eomt.export import (
     to_program,
     whole_model,
 )
+from mmseg_eomt.models import graph_scores
 from mmseg_eomt.models.resize import _resized_by_products, resize_pos_embed
 
 exporting = pytest.mark.skipif(
@@ -136,9 +137,13 @@ def test_a_program_that_is_half_written_is_not_there(tmp_path, monkeypatch):
 
 
 @exporting
-def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path):
+@pytest.mark.parametrize('for_onnxruntime', [False, True], ids=['standard', 'own operators'])
+def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path, monkeypatch, for_onnxruntime):
+    monkeypatch.setattr(graph_scores, 'STRIP_ELEMENTS', 10**4)
     module = make_module()
-    save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {})
+    save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {}, for_onnxruntime=for_onnxruntime)
+    nodes = {node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node}
+    assert ({'MultiHeadAttention', 'Gelu'} <= nodes) == for_onnxruntime
     image = images(1, 50, 77)
     assert relative_error(load_onnx(tmp_path / 'model.onnx')(image), module(image)) < 1e-5
     (shape,) = (value.type.tensor_type.shape for value in onnx.load(tmp_path / 'model.onnx').graph.input)
@@ -285,6 +290,6 @@ def test_the_page_runs(lora, scenes, tmp_path):
         for line in block.strip().splitlines():
             if not line.startswith('pip '):
                 ran.append(run_tool(*shlex.split(line)[1:]).stdout)
-    assert len(ran) == 4
+    assert len(ran) == 5
     assert sizes == [(64, 128), (2, 320, 640)]
     assert set(json.loads(names['extra']['metadata.json'])) == {'input', 'patch_size', 'mean', 'std', 'classes'}
