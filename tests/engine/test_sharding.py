@@ -47,7 +47,9 @@ def two_processes(config_file):
 
     def train(config: Config, *args: str, check: bool = True) -> str:
         paths = f'{ROOT}:{ROOT / "tests"}'
-        return run_tool('tools/dist_train.sh', config_file(config), 2, *args, check=check, PORT=free_port(), PYTHONPATH=paths).stdout
+        return run_tool(
+            'tools/dist_train.sh', config_file(config), 2, *args, check=check, PORT=free_port(), PYTHONPATH=paths
+        ).stdout
 
     return train
 
@@ -56,7 +58,9 @@ def differing(given: Path, expected: Path) -> float:
     """Largest difference between two checkpoints, over the largest value of each tensor."""
     one, two = (torch.load(path, weights_only=True)['state_dict'] for path in (given, expected))
     assert one.keys() == two.keys()
-    return max(float((value - two[name]).abs().max() / two[name].abs().max().clamp(min=1e-12)) for name, value in one.items())
+    return max(
+        float((value - two[name]).abs().max() / two[name].abs().max().clamp(min=1e-12)) for name, value in one.items()
+    )
 
 
 def test_two_processes_with_half_of_the_base_each_train_as_one_does(recipe, two_processes, tmp_path):
