@@ -2,13 +2,12 @@
 
 import re
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_ARCH, make_config, relative_error, run_tool
+from conftest import SMALL_ARCH, make_config, relative_error
 from mmseg.apis import init_model
 
 from mmseg_eomt.commands import export
@@ -98,17 +97,6 @@ def test_images_for_quantizing_are_spread_over_a_folder_and_too_few_are_refused(
     (tmp_path / '0' / '00.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match=r'00\.png cannot be read as an image'):
         read_images(tmp_path, (2, 3), 6)
-
-
-@pytest.mark.slow
-def test_the_command_exports_for_openvino_in_int8(lora, scenes, tmp_path):
-    config, out = next(Path(lora).parent.glob('*.py')), tmp_path / 'model.xml'
-    options = ('--int8', scenes / 'leftImg8bit', '--agreement', 0.5)
-    log = run_tool('tools/export.py', config, lora, out, '--size', 48, 80, '--batch', 1, *options).stdout
-    assert re.search(r'largest difference \S+ of the largest score, on random images 1×3×48×80', log)
-    assert re.search(r'int8: \S+ MB, \S+% of the pixels of the other \d+ get the same class', log)
-    assert re.search(r'PyTorch \S+ ms per image, OpenVINO \(CPU\) \S+ ms, speed-up', log)
-    assert load_openvino(out)(images(1, 48, 80)).shape[2:] == (48, 80)
 
 
 def test_mistakes_end_with_one_sentence(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmseg_eomt.models.device import on_cpu
 from mmseg_eomt.models.layers import KeyBiasFreeLinear, has_hooks
 
 DRAWS = 2**16  # values of a random number of 16 bits
@@ -61,7 +62,7 @@ class FusedLinear(Linear):
 def _drawn(x: Tensor, rate: float) -> tuple[Tensor, float]:
     """Which elements of an input dropout keeps, in rows (n, in_features), and the fraction that it drops."""
     size = (x[..., 0].numel(), x.shape[-1])
-    if x.device.type != 'cpu':
+    if not on_cpu(x):
         return torch.empty(size, dtype=torch.bool, device=x.device).bernoulli_(1 - rate), rate
     # four of 16 bits in each of 64: a quarter of bernoulli_'s time
     drops, count = round(rate * DRAWS), size[0] * size[1]

@@ -57,7 +57,9 @@ def check_shardable(runner: Runner, config: Any, save: str, base_precision: str)
         if any(isinstance(hook, kind) for hook in runner.hooks):
             raise ValueError(f'shard_base does not go with {kind.__name__}, which {reason}: drop one of the two.')
     if runner.cfg.get('compile'):
-        raise ValueError('shard_base does not go with compile, which would see the pieces of the weights: drop one of the two.')
+        raise ValueError(
+            'shard_base does not go with compile, which would see the pieces of the weights: drop one of the two.'
+        )
 
 
 def shard_frozen(model: nn.Module, names: Collection[str]) -> int:
@@ -209,4 +211,3 @@ def shard_base(runner: Runner, names: Collection[str]) -> None:
         f'The frozen base of {size / 1e6:,.1f} MB is sharded over {runner.world_size} processes: this one keeps '
         f'{kept / 1e6:,.1f} MB and gathers a block at a time.'
     )
-

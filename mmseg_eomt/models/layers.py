@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_eomt.models.device import on_cpu
+
 HIDDEN_ELEMENTS = 2**21  # of an MLP's hidden values at a time in evaluation on a CPU, 8 MB in fp32
 
 
@@ -163,7 +165,7 @@ class Attention(nn.Module):
         B, N, C = x.shape
         # (B, N, 3C) to (3, B, heads, N, d)
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
-        if qkv.device.type == 'cpu':
+        if on_cpu(qkv):
             qkv = qkv.contiguous()  # rows of one head side by side are read faster at 1024×1024, the copy included
         q, k, v = qkv.unbind(0)
         if rope is not None:
@@ -194,7 +196,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) to the same."""
-        if self.activation is F.gelu and x.is_cpu and self._is_plain():
+        if self.activation is F.gelu and on_cpu(x) and self._is_plain():
             return self._some_at_a_time(x)
         return self.fc2(self.activation(self.fc1(x)))
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmseg_eomt.models.device import on_cpu
 from mmseg_eomt.models.layers import has_hooks
 from mmseg_eomt.models.mask_rows import BlockWeights, logits_by_rows
 
@@ -177,16 +178,12 @@ def _dot_backward(grad: Tensor, queries: Tensor, maps: Tensor) -> tuple[Tensor, 
     Most queries are matched to nothing and have no gradient; on a CPU, where looking costs little, they are left out.
     """
     matched: Tensor | slice = slice(None)
-    if len(grad) == 1 and _on_cpu(grad):
+    if len(grad) == 1 and on_cpu(grad):
         matched = grad[0].any(1).nonzero()[:, 0]
     part = grad[:, matched]
     grad_queries = torch.zeros_like(queries)
     grad_queries[:, matched] = torch.bmm(part, maps)
     return torch.bmm(part.transpose(1, 2), queries[:, matched]), grad_queries
-
-
-def _on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == 'cpu'
 
 
 def mask_head(embed_dims: int) -> nn.Sequential:
@@ -234,9 +231,9 @@ class Upscale(nn.Sequential):
         queries, patches = queries.to(dtype), patches.to(dtype)
         weights = [weight.to(dtype) for block in blocks for weight in block.weights()]
         eps, rows = blocks[0].norm.eps, patches.shape[1]
-        if _on_cpu(patches) and not torch.is_grad_enabled():
+        if on_cpu(patches) and not torch.is_grad_enabled():
             return logits_by_rows(queries, patches, _of_each_block(weights), eps)
-        if not _on_cpu(patches):
+        if not on_cpu(patches):
             return _rows_of_logits(queries, patches, eps, weights, 0, rows)
         num_strips = min(rows, -(-math.prod(patches.shape[1:]) * 4 ** len(self) // STRIP_ELEMENTS))
         edges = [rows * i // num_strips for i in range(num_strips + 1)]

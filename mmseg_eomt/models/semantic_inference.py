@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmseg_eomt.models.device import on_cpu
 from mmseg_eomt.models.graph_scores import graph_scores
 from mmseg_eomt.models.resize import exporting
 
@@ -63,7 +64,7 @@ def _strips(masks: Tensor, padded_size: tuple[int, int], size: tuple[int, int]) 
     With queries as the last dimension, interpolation takes half the time on a CPU and cropping rows needs no copy.
     """
     rows, pixels = masks.shape[2], padded_size[0] / masks.shape[2]
-    elements = STRIP_ELEMENTS * (1 if masks.device.type == 'cpu' else 16)
+    elements = STRIP_ELEMENTS * (1 if on_cpu(masks) else 16)
     step = max(1, int(elements / (max(1, masks.shape[1]) * pixels * padded_size[1])))
     if padded_size[0] % rows:  # a row of the map is not whole rows of pixels
         step = rows

@@ -50,7 +50,7 @@ def test_logits_and_gradients_are_those_of_the_whole_maps(rows_at_once, monkeypa
 
 
 def test_the_way_of_other_devices_gives_the_same(monkeypatch):
-    monkeypatch.setattr(mask_module, '_on_cpu', lambda tensor: False)
+    monkeypatch.setattr(mask_module, 'on_cpu', lambda tensor: False)
     inputs, blocks = example()
     expected = gradients(as_written, inputs, blocks)
     for name, value in gradients(mask_logits, inputs, blocks).items():

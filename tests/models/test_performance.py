@@ -71,7 +71,7 @@ class Waits(TorchDispatchMode):
 
 def test_a_training_step_waits_for_the_device_once(monkeypatch):
     """On a CPU, a transfer to the CPU is seen by the methods that ask for one, and the way of other devices is taken."""
-    monkeypatch.setattr(mask_module, '_on_cpu', lambda tensor: False)
+    monkeypatch.setattr(mask_module, 'on_cpu', lambda tensor: False)
     model = small_segmentor(head=dict(num_queries=8))
     model.decode_head.set_mask_probs((0.5, 0.0))
     with Waits() as waits:
