@@ -21,6 +21,7 @@ from mmseg_eomt.weights.checkpoint import from_segmentor, recognise
 
 Arch = str | dict
 CLASSES, QUERIES, JOINT = 19, 100, 4
+POINTS = 12544  # at which a mask is compared
 NEW_PARTS = [f'decode_head.{part}' for part in ('query_embed', 'class_head', 'mask_head', 'upscale')]
 
 
@@ -48,7 +49,7 @@ class Ours(Candidate):
     def __init__(self, arch: Arch, side: int, num_classes: int = CLASSES, num_queries: int = QUERIES) -> None:
         super().__init__()
         self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
-        self.decode_head = EoMTHead(num_classes, arch, num_joint_blocks=JOINT, num_queries=num_queries)
+        self.decode_head = EoMTHead(num_classes, arch, num_joint_blocks=JOINT, num_queries=num_queries, num_points=POINTS)
         for parameter in self.parameters():  # LayerScale begins near 0, where no block would count
             parameter.data.add_(0.02 * torch.randn_like(parameter))
 
@@ -80,6 +81,7 @@ class Theirs(Candidate):
                 num_blocks=JOINT,
                 num_labels=CLASSES,
                 num_queries=QUERIES,
+                train_num_points=POINTS,
                 image_size=side,
                 attn_implementation='sdpa',
             )

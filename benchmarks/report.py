@@ -78,7 +78,7 @@ def _gpu(rows: list[dict]) -> list[str]:
         ours, predicted = result['ours'], result.get('predicted_mb')
         peak = megabytes(ours['peak_mb'] + result['weights_mb']) if ours and ours['peak_mb'] else NOTHING
         factors = [_times(result[name]) for name in ('speed', 'compiled_speed', 'memory')]
-        measured = [_cell(result[name]) for name in ('ours', 'compiled', 'hugging_face')]
+        measured = [_cell(result[name]) if name in result else NOTHING for name in ('ours', 'compiled', 'hugging_face')]
         cells.append([result['title'], *measured, *factors, peak, megabytes(predicted)])
     return markdown_table(cells)
 

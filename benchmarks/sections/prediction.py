@@ -1,10 +1,10 @@
 """What the memory planner predicts for a step of the benchmark."""
 
-import importlib.util
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmseg_eomt.memory.predict import predict
 
 from benchmarks.candidates import CLASSES, JOINT, QUERIES, Arch
 
@@ -12,11 +12,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def predicted_mb(arch: Arch, side: int, batch: int, device: str, low: bool, kind: str) -> int | None:
-    """Peak of a training step with weights and gradients, without optimizer; None of inference, or without a planner."""
-    if 'step' not in kind or importlib.util.find_spec('mmseg_eomt.memory') is None:
+    """Peak of a training step with weights and gradients, without optimizer; None of inference."""
+    if 'step' not in kind:
         return None
-    from mmseg_eomt.memory.predict import predict
-
     init_default_scope('mmseg')
     peak = predict(step_config(arch, side, batch, low, kind), device, CLASSES, evaluate=False).training
     return round(sum(peak.values()) / 2**20)
