@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg_eomt.memory.predict import predict
 
 from benchmarks.candidates import CLASSES, JOINT, QUERIES, Arch
+from mmseg_eomt.memory.predict import predict
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 

@@ -49,14 +49,8 @@ def two_processes(config_file):
 
     def train(config: Config, *args: str) -> str:
         paths = f'{ROOT}:{ROOT / "tests"}'
-<<<<<<< HEAD
-        return run_tool(
-            'tools/dist_train.sh', config_file(config), 2, *args, check=check, PORT=free_port(), PYTHONPATH=paths
-        ).stdout
-=======
         done = run_tool('tools/dist_train.sh', config_file(config), 2, *args, PORT=free_port(), PYTHONPATH=paths)
         return done.stdout
->>>>>>> shard
 
     return train
 
