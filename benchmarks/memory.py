@@ -84,6 +84,7 @@ def measured(number: int) -> float:
     from benchmarks.candidates import example
     from benchmarks.meter import _memory
     from mmseg_eomt.memory.faked import adapt, batch_of
+    from mmseg_eomt.memory.predict import plain_wrapper
 
     _warm_up()
     ctypes.CDLL('libc.so.6').malloc_trim(0)
@@ -92,7 +93,7 @@ def measured(number: int) -> float:
     for hook in config.custom_hooks:
         if hook['type'] == 'LoRAHook':
             adapt(model, HOOKS.build(hook))
-    optimizer = build_optim_wrapper(model, {**config.optim_wrapper, 'type': 'OptimWrapper'}).optimizer
+    optimizer = build_optim_wrapper(model, plain_wrapper(config.optim_wrapper)).optimizer
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -142,11 +143,11 @@ def compare(numbers: list[int]) -> None:
     titles = ('ViT', 'size', 'batch', 'setting', 'predicted', 'measured', 'difference')
     lines = [
         (
-            r['arch'], f'{r["side"]}', f'{r["batch"]}', r['setting'], f'{r["predicted_mb"]:,} MB', f'{r["measured"]:,.0f} MB',
-            f'{r["error"]:+.1%}',
+            *(str(r[name]) for name in ('arch', 'side', 'batch', 'setting')),
+            *(f'{r["predicted_mb"]:,} MB', f'{r["measured"]:,.0f} MB', f'{r["error"]:+.1%}'),
         )
         for r in rows
-    ]  # fmt: skip
+    ]
     print('\n'.join(markdown_table([titles, *lines])))
 
 

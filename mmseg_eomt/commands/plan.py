@@ -63,8 +63,8 @@ def plan(args: argparse.Namespace) -> None:
     fit = fastest(config, args.gpu_memory * 1e9, args.gpus, precisions, **assumed)
     show(changed(config, fit.options), 'cuda', assumed)
     print(
-        f'\nThe fastest setting that fits {args.gpu_memory:g} GB, of which {CONTEXT_BYTES / 1e9:.1f} GB and {GAPS:.0%} are left '
-        f'for CUDA: {fit.setting.batch} images per GPU × {args.gpus} × {fit.setting.accumulation} accumulation steps.'
+        f'\nThe fastest setting that fits {args.gpu_memory:g} GB, of which {CONTEXT_BYTES / 1e9:.1f} GB and {GAPS:.0%} are '
+        f'left for CUDA: {fit.setting.batch} images per GPU × {args.gpus} × {fit.setting.accumulation} accumulation steps.'
     )
     given = {name: value for name, value in (args.cfg_options or {}).items() if name not in fit.options}
     options = {**given, **fit.options}

@@ -45,8 +45,8 @@ def predict(
     in the first part of a run. The random generators stay as they are.
 
     Args:
-        config: As ``tools/train.py`` takes it. Of an image, the crop's size is what ``crop_size`` of the training pipeline or
-            ``size`` of the data preprocessor says.
+        config: As ``tools/train.py`` takes it. A crop's size is ``crop_size`` of the training pipeline, or
+            ``size`` of the data preprocessor.
         device: ``'cuda'`` or ``'cpu'``, whose code differs.
         classes_in_image: Classes, and so masks to learn, in each image.
         image: Rows and columns of an image to evaluate. Default: a crop's rows and twice its columns.
@@ -91,7 +91,7 @@ def _fake(device: str) -> Iterator[None]:
 def _train(model: Any, config: Config, ledger: Ledger, size: tuple[int, int], device: str) -> dict[str, int]:
     """A step of the optimizer, then forward, losses and backward: the order of a run from its second iteration on."""
     settings = config.optim_wrapper
-    wrapper = build_optim_wrapper(model, {**settings, 'type': 'OptimWrapper', 'optimizer': _optimizer(settings, device)})
+    wrapper = build_optim_wrapper(model, {**plain_wrapper(settings), 'optimizer': _optimizer(settings, device)})
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
@@ -115,6 +115,11 @@ def _train(model: Any, config: Config, ledger: Ledger, size: tuple[int, int], de
 
 def _shown(peak: Mapping[str, int]) -> dict[str, int]:
     return {part: peak[part] for part in PARTS if peak.get(part)}
+
+
+def plain_wrapper(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an ``optim_wrapper`` without mixed precision, which mmengine builds on a GPU alone."""
+    return {**{k: v for k, v in settings.items() if k not in ('dtype', 'loss_scale')}, 'type': 'OptimWrapper'}
 
 
 def _mean(value: Any) -> Any:

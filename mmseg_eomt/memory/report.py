@@ -65,6 +65,7 @@ def _compare(runner: Runner, peak: float) -> None:
 def too_little(peak: float, memory: float, config: str | None) -> str:
     """What to say where a GPU has less memory (in GB) than a run takes."""
     return (
-        f'This run is predicted to take {peak:.1f} GB beside {CONTEXT_BYTES / 1e9:.1f} GB of CUDA and {GAPS:.0%} of gaps, and '
-        f'the GPU has {memory:.1f} GB. Settings that fit: python tools/plan.py {config or "CONFIG"} --gpu-memory {memory:.0f}'
+        f'This run is predicted to take {peak:.1f} GB, beside {CONTEXT_BYTES / 1e9:.1f} GB of CUDA and {GAPS:.0%} of gaps, '
+        f'and the GPU has {memory:.1f} GB. For settings that fit: python tools/plan.py {config or "CONFIG"} '
+        f'--gpu-memory {memory:.0f}'
     )

@@ -86,12 +86,12 @@ def fastest(
         ValueError: If none fits, with the least that is needed.
     """
     limit, least = usable(gpu_bytes), float('inf')
-    lines: dict[tuple, tuple[int, int]] = {}  # peaks at batches of 1 and 2, of settings that differ in the batch alone
+    lines: dict[tuple, list[int]] = {}  # peaks at batches of 1 and 2, of settings that differ in the batch alone
     for setting in sorted(settings(config, gpus, precisions), key=lambda setting: setting.cost):
         kind = setting.with_cp, setting.precision, setting.base
         if kind not in lines:
-            pair = (replace(setting, batch=size) for size in (1, 2))
-            lines[kind] = tuple(predict(changed(config, options_for(config, s, gpus)), **assumed).peak for s in pair)
+            pair = [options_for(config, replace(setting, batch=size), gpus) for size in (1, 2)]
+            lines[kind] = [predict(changed(config, options), **assumed).peak for options in pair]
         first, second = lines[kind]
         least = min(least, first)
         if NEARLY * (first + (setting.batch - 1) * (second - first)) > limit:
@@ -102,8 +102,8 @@ def fastest(
             return Fit(setting, peak, options)
     needed = (least + CONTEXT_BYTES) / (1 - GAPS)
     raise ValueError(
-        f'No setting fits {gpu_bytes / 1e9:.1f} GB: the smallest that was looked at needs {needed / 1e9:.1f} GB. Take a smaller '
-        f'ViT or crop, a LoRA config, or sharding.'
+        f'No setting fits {gpu_bytes / 1e9:.1f} GB: the smallest that was looked at needs {needed / 1e9:.1f} GB. Take a '
+        f'smaller ViT or crop, a LoRA config, or sharding.'
     )
 
 
