@@ -16,8 +16,9 @@ MAX_PIXELS = 1 << 28  # far from OpenCV's limit
 def decode_png(content: bytes, flag: str) -> np.ndarray | None:
     """An 8-bit image from a file's content: (H, W, 3) BGR of a file of colours, (H, W) of one of grey.
 
-    None for everything else, which the toolbox's own decoders read, or refuse in their words: other kinds of files, palettes,
-    transparency, 16 bits, interlacing, metadata that may turn an image, damaged files, and where kornia-rs is missing.
+    None for everything else, which the toolbox's own decoders read, or refuse in their words: other kinds of files,
+    palettes, transparency, 16 bits, interlacing, metadata that may turn an image, damaged files, and where kornia-rs is
+    missing.
 
     Args:
         content: Of the file.

@@ -18,6 +18,8 @@ from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
+from mmseg_eomt.engine.sharding import is_sharded, waits_for_shards
+from mmseg_eomt.memory.report import announce
 from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.patches import patch
 
@@ -25,6 +27,8 @@ from mmseg_eomt.patches import patch
 def apply() -> None:
     """Apply these patches; a second call changes nothing."""
     patch_train()
+    patch_wrap_model()
+    patch_init_weights()
     patch_call_hook()
     patch_build_dataloader()
     patch_compile()
@@ -49,6 +53,37 @@ def _settled(train: Callable) -> Callable:
     return settled_train
 
 
+def patch_wrap_model() -> None:
+    """Let a model whose base is to be sharded stay on the CPU until LoRAHook has cut it: whole, it may not fit a GPU.
+
+    Goes when mmengine asks the hooks before it moves a model.
+    """
+    patch(Runner, 'wrap_model', _after_sharding)
+
+
+def _after_sharding(wrap: Callable) -> Callable:
+    def wrap_model(self: Runner, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        return model if waits_for_shards(self) else wrap(self, model_wrapper_cfg, model)
+
+    return wrap_model
+
+
+def patch_init_weights() -> None:
+    """Let a Runner leave the weights of a model alone whose base is sharded: they are in, and it would broadcast the parts.
+
+    Goes when mmengine broadcasts what is whole alone.
+    """
+    patch(Runner, '_init_model_weights', _unless_sharded)
+
+
+def _unless_sharded(init: Callable) -> Callable:
+    def init_model_weights(self: Runner) -> None:
+        if not is_sharded(segmentor_of(self)):
+            init(self)
+
+    return init_model_weights
+
+
 def patch_call_hook() -> None:
     """Let a Runner check its EoMT model, and what it loads, whichever hooks the config has: without any it is valid too.
 
@@ -66,6 +101,7 @@ def _checked(call: Callable) -> Callable:
             checks.prepare(self)
         elif fn_name == 'before_train':
             checks.begin_training(self)
+            announce(self)
         call(self, fn_name, **kwargs)
 
     return call_hook

@@ -1,0 +1,105 @@
+"""What each trick brings: all of them against all but one."""
+
+import contextlib
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.candidates import Ours, example, models, step, weighted_as_written
+from benchmarks.meter import Meter
+from benchmarks.report import row
+from mmseg_eomt.models import eomt_head, layers, losses, mask_module
+
+
+class OneCallAttention(layers.Attention):
+    """All rows with an N×N mask, as the method is written."""
+
+    def forward(self, x: Tensor, query_mask: Tensor | None = None, rope: Tensor | None = None) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if query_mask is not None:
+            mask = F.pad(query_mask, (0, 0, 0, N - query_mask.shape[1]), value=True)[:, None]
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(B, N, C))
+
+
+class ChannelsFirst(mask_module.ScaleBlock):
+    """The scale block in the memory layout of convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        return self.norm(self.conv2(F.gelu(self.conv1(x))).permute(0, 2, 3, 1)).contiguous(
+            memory_format=torch.contiguous_format
+        )
+
+
+def logits_as_written(blocks: mask_module.Upscale, queries: Tensor, patches: Tensor) -> Tensor:
+    for block in blocks:
+        patches = block(patches)
+    return torch.einsum('bqc,bhwc->bqhw', queries, patches)
+
+
+@contextlib.contextmanager
+def undone(trick: str):
+    """Every model with one trick undone."""
+    changed: list[tuple[object, str, object]] = []
+
+    def change(owner: object, name: str, value: object) -> None:
+        changed.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    if trick == 'two-call attention, contiguous heads':
+        change(layers.Attention, 'forward', OneCallAttention.forward)
+    elif trick == 'mask module channels last':
+        change(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward)
+        change(mask_module.Upscale, 'forward', logits_as_written)
+    elif trick == 'two maps kept, strips':
+        change(mask_module.Upscale, 'forward', logits_as_written)
+    elif trick == 'strips alone':
+        change(mask_module, 'STRIP_ELEMENTS', 10**12)
+    elif trick == 'points of some masks at a time':
+        change(losses, 'MASKS_AT_ONCE', 10**6)
+    elif trick == 'scores in strips':
+        change(eomt_head, 'pixel_scores', lambda masks, weights, padded, size, _: weighted_as_written(masks, weights, size))
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(changed):
+            setattr(owner, name, value)
+
+
+TRICKS = {
+    'step': (
+        'two-call attention, contiguous heads',
+        'mask module channels last',
+        'two maps kept, strips',
+        'strips alone',
+        'points of some masks at a time',
+    ),
+    'inference': ('two-call attention, contiguous heads', 'mask module channels last', 'strips alone', 'scores in strips'),
+}
+
+
+def _with_undone(trick: str, kind: str, model: Ours, image: Tensor, labels: Tensor) -> None:
+    with undone(trick), torch.set_grad_enabled(kind == 'step'):
+        step(model.train(), image, labels) if kind == 'step' else model.eval().scores(image)
+
+
+def tricks(meter: Meter, arch: str, device: str) -> list[dict]:
+    """What each trick brings: everything with it undone over everything."""
+    rows = []
+    for kind, side, batch in (('step', 512, 2), ('inference', 1024, 1)):
+        ours, _ = models(arch, side, device)
+        image, labels = example(side, batch, device)
+
+        taken = meter(
+            {
+                'ours': partial(_with_undone, '', kind, ours, image, labels),
+                **{trick: partial(_with_undone, trick, kind, ours, image, labels) for trick in TRICKS[kind]},
+            }
+        )
+        for trick in TRICKS[kind]:
+            rows.append(row(f'{kind}: {trick}', ours=taken['ours'], without=taken[trick]))
+    return rows
