@@ -111,7 +111,8 @@ def test_a_model_without_its_head_does_not_predict_with_a_pmt(public, tmp_path, 
     config = config_of(public['config'])
     if content == 'own':
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / 'own.pth')
-    config.model.update(backbone=dict(type='EoMTViT'), decode_head=dict(type='EoMTHead', num_classes=3))
+    config.model.backbone = dict(type='EoMTViT')
+    config.model.decode_head = dict(type='EoMTHead', num_classes=3)
     config.model.vit.num_joint_blocks = 2
     with pytest.raises(ValueError, match=r'is a PMT, and EoMTSegmentor has no PMTHead: predict with the config'):
         init_model(config, public['whole'] if content == 'public' else str(tmp_path / 'own.pth'), device='cpu')
