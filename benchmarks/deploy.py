@@ -12,6 +12,8 @@ size, is run in each way on the 101 frames of the validation split. Its checkpoi
 trains anew. Quantizing takes 16 frames of the training split. Needs CamVid at data/cityscapes, as
 benchmarks/adapters_camvid.py says.
 
+torchao's int8 with dynamic ranges is left out: without torch.compile it took 40 s to build and run once.
+
 Prints a table, and writes benchmarks/results/deploy.json.
 """
 
@@ -113,6 +115,7 @@ def checkpoint() -> tuple[str, Path]:
         config = camvid.base_config(folder, None, ITERS)
         config.model.decode_head.update(num_queries=QUERIES, num_points=POINTS)
         figures = camvid.train_and_evaluate(config)
+        config.test_dataloader = config.val_dataloader
         config.dump(folder / 'config.py')
         (folder / 'figures.json').write_text(json.dumps(figures))
     return str(folder / 'config.py'), file
@@ -120,7 +123,8 @@ def checkpoint() -> tuple[str, Path]:
 
 def accuracy(names: list[str]) -> list[dict]:
     """MIoU of each way, over the classes that occur in the labels, and the pixels that get eager's class."""
-    config, weights = checkpoint()
+    with torch.enable_grad():
+        config, weights = checkpoint()
     module = ImageToScores(load_model(config, str(weights), 'cpu'))
     model = Model(module, to_program(module, SIZE), read_images(camvid.DATA / 'leftImg8bit/train', SIZE, NUM_IMAGES))
     files = sorted((camvid.DATA / 'leftImg8bit' / camvid.DAY_VAL).glob('*_leftImg8bit.png'))
@@ -195,11 +199,7 @@ def main() -> None:
             print(f'{name}: skipped, {reason}')
         else:
             names.append(name)
-    quality = []
-    if not args.no_accuracy:
-        with torch.enable_grad():
-            checkpoint()
-        quality = accuracy(list(dict.fromkeys(['PyTorch, eager', *names])))
+    quality = [] if args.no_accuracy else accuracy(list(dict.fromkeys(['PyTorch, eager', *names])))
     times = timed(args.side, args.batches, names, args.rounds)
     print('\n' + '\n'.join(table(times, quality)))
     packages = [name for name in ('torch', 'transformers', 'torchao', 'onnxruntime', 'openvino', 'nncf') if _has(name)]

@@ -50,15 +50,12 @@ def bf16(model: Model, batch: int) -> Run:
     return run
 
 
-def _torchao(config: str) -> Callable[[Model, int], Run]:
-    def build(model: Model, batch: int) -> Run:
-        from torchao import quantization
+def torchao_weights(model: Model, batch: int) -> Run:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-        module = copy.deepcopy(model.module)
-        quantization.quantize_(module, getattr(quantization, config)())
-        return module
-
-    return build
+    module = copy.deepcopy(model.module)
+    quantize_(module, Int8WeightOnlyConfig())
+    return module
 
 
 def onnx(model: Model, batch: int) -> Run:
@@ -154,8 +151,7 @@ WAYS: dict[str, Callable[[Model, int], Run]] = {
     'PyTorch, eager': eager,
     'PyTorch, torch.compile': compiled,
     'PyTorch, bf16': bf16,
-    'torchao, int8 weights': _torchao('Int8WeightOnlyConfig'),
-    'torchao, int8 dynamic': _torchao('Int8DynamicActivationInt8WeightConfig'),
+    'torchao, int8 weights': torchao_weights,
     'ONNX Runtime': onnx,
     'ONNX Runtime, int8 dynamic': onnx_dynamic,
     'ONNX Runtime, int8 static': onnx_static,
