@@ -40,6 +40,21 @@ def test_recomputation_gives_the_same_losses_and_gradients_and_keeps_less(arch):
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
+def test_the_predictions_alone_are_recomputed_with_the_same_gradients():
+    kept, grads = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = small_segmentor(head=dict(masks_with_cp=again))
+        sizes = {}
+        with saved_tensors_hooks(lambda t, sizes=sizes: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+            losses = step(model)
+        model.parse_losses(losses)[0].backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.9 * kept[0]
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
 def test_nothing_is_kept_below_the_first_trainable_parameter():
     model = small_segmentor(num_joint_blocks=2)
     for name, parameter in model.named_parameters():
