@@ -10,6 +10,8 @@ from mmseg.registry import HOOKS
 from mmseg_eomt.engine.sharding import local_bytes
 from mmseg_eomt.models.losses import MaskClassificationLoss
 
+match, mask_losses = MaskClassificationLoss.match, MaskClassificationLoss.mask_losses
+
 
 @HOOKS.register_module()
 class KeptByEachRank(Hook):
@@ -19,7 +21,6 @@ class KeptByEachRank(Hook):
         self.out = Path(out)
 
     def before_run(self, runner):
-        match, mask_losses = MaskClassificationLoss.match, MaskClassificationLoss.mask_losses
         points = torch.rand(1, 128, 2, generator=torch.Generator().manual_seed(0))
 
         def match_at(self, mask_logits, class_logits, targets, scale):
