@@ -73,8 +73,9 @@ def plan(args: argparse.Namespace) -> None:
 
 def show(config: Config, device: str, assumed: dict) -> None:
     """Predict and print the peaks of one setting."""
+    peaks = table(predict(config, device, **assumed))
     height, width = crop_size(config)
     print(
         f'Predicted on {"a GPU" if device == "cuda" else "a CPU"}: {config.train_dataloader.batch_size} images of '
-        f'{height}×{width} per iteration; nothing was run.\n\n{table(predict(config, device, **assumed))}'
+        f'{height}×{width} per iteration; nothing was run.\n\n{peaks}'
     )

@@ -1,7 +1,7 @@
 """A config's model without its memory, and the places where a run would look at numbers."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +36,8 @@ def build(config: Config) -> nn.Module:
     """The model of a config on the meta device, adapted as its LoRAHook would, in training.
 
     Raises:
-        ValueError: If the config has no model, or the model or its adapters cannot be built.
+        ValueError: If the model or its adapters cannot be built.
     """
-    if not isinstance(config.get('model'), Mapping):
-        raise ValueError('The config has no model: give one that tools/train.py takes.')
     with torch.random.fork_rng(devices=[]), torch.device('meta'), _Unread():
         model = MODELS.build(config.model)
         for settings in config.get('custom_hooks') or ():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmseg_eomt.memory.faked import GpuFunctions, assumed_matches, attribute, batch_of, build, fill
@@ -55,9 +56,18 @@ def predict(
     Raises:
         ValueError: If the config has no model, no optimizer, or no crop size.
     """
+    if not isinstance(config.get('model'), Mapping):
+        raise ValueError('The config has no model: give one that tools/train.py takes.')
     crop = crop_size(config)
     if not isinstance(config.get('optim_wrapper'), Mapping):
         raise ValueError('The config has no optim_wrapper: give one that tools/train.py takes.')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
+        return _predict(config, device, classes_in_image, crop, image or (crop[0], 2 * crop[1]), evaluate)
+
+
+def _predict(
+    config: Config, device: str, classes_in_image: int, crop: tuple[int, int], image: tuple[int, int], evaluate: bool
+) -> Prediction:
     model = build(config)
     heads = [module for module in model.modules() if isinstance(module, QueryHead)]
     matches = min([classes_in_image, *(head.num_classes for head in heads)])
@@ -73,7 +83,7 @@ def predict(
             ledger.count(tensor, 'weights')
         with ledger:
             training = _train(model, config, ledger, crop, device)
-            evaluation = _evaluate(model, config, ledger, image or (crop[0], 2 * crop[1])) if evaluate else {}
+            evaluation = _evaluate(model, config, ledger, image) if evaluate else {}
     return Prediction(training, evaluation)
 
 

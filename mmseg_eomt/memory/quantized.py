@@ -31,7 +31,8 @@ class PackedLinear(nn.Linear):
         """(…, in_features) to (…, out_features)."""
         if torch.is_autocast_enabled('cpu'):
             x = x.to(torch.get_autocast_dtype('cpu'))
-        return _Dequantized.apply(x, self.weight, self.bias, (self.out_features, self.in_features))
+        out: Tensor = _Dequantized.apply(x, self.weight, self.bias, (self.out_features, self.in_features))
+        return out
 
 
 def quantize(model: nn.Module, precision: str) -> None:
