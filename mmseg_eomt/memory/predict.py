@@ -91,7 +91,8 @@ def _fake(device: str) -> Iterator[None]:
 def _train(model: Any, config: Config, ledger: Ledger, size: tuple[int, int], device: str) -> dict[str, int]:
     """A step of the optimizer, then forward, losses and backward: the order of a run from its second iteration on."""
     settings = config.optim_wrapper
-    wrapper = build_optim_wrapper(model, {**settings, 'type': 'OptimWrapper', 'optimizer': _optimizer(settings, device)})
+    plain = {name: value for name, value in settings.items() if name not in ('dtype', 'loss_scale', 'use_fsdp')}
+    wrapper = build_optim_wrapper(model, {**plain, 'type': 'OptimWrapper', 'optimizer': _optimizer(settings, device)})
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)

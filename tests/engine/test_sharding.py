@@ -13,6 +13,8 @@ from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
 from mmseg_eomt.adapters.names import adapter_names
+from mmseg_eomt.engine.lora_hook import LoRAHook
+from mmseg_eomt.engine.sharding import check_shardable
 from mmseg_eomt.models.losses import MaskClassificationLoss
 
 STEPS = 20
@@ -20,7 +22,7 @@ STEPS = 20
 
 @pytest.fixture
 def recipe(small_config, base, tmp_path, monkeypatch):
-    """Make the config of a run of so many processes: two images a step, nothing random, images of two sizes to evaluate."""
+    """Make the config of a run of so many processes: two images a step, nothing random."""
     for name in ('match', 'mask_losses'):  # which the hook replaces
         monkeypatch.setattr(MaskClassificationLoss, name, getattr(MaskClassificationLoss, name))
 
@@ -45,11 +47,16 @@ def recipe(small_config, base, tmp_path, monkeypatch):
 def two_processes(config_file):
     """Train in two processes; what they print."""
 
-    def train(config: Config, *args: str, check: bool = True) -> str:
+    def train(config: Config, *args: str) -> str:
         paths = f'{ROOT}:{ROOT / "tests"}'
+<<<<<<< HEAD
         return run_tool(
             'tools/dist_train.sh', config_file(config), 2, *args, check=check, PORT=free_port(), PYTHONPATH=paths
         ).stdout
+=======
+        done = run_tool('tools/dist_train.sh', config_file(config), 2, *args, PORT=free_port(), PYTHONPATH=paths)
+        return done.stdout
+>>>>>>> shard
 
     return train
 
@@ -89,7 +96,34 @@ def test_two_processes_with_half_of_the_base_each_train_as_one_does(recipe, two_
         shutil.copy(Path(start.work_dir) / half, Path(config.work_dir) / half)
         (Path(config.work_dir) / 'last_checkpoint').write_text(str(Path(config.work_dir) / half))
         if name == 'one_to_two':
-            assert f'iter: {STEPS // 2}' in two_processes(config)
+            assert f'iter: {STEPS // 2}' in two_processes(config, '--resume')
         else:
             Runner.from_cfg(config).train()
         assert differing(Path(config.work_dir) / last, Path(one.work_dir) / last) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(save='full'), "takes save='trainable', got 'full'"),
+        (dict(base_precision='4bit'), "takes base_precision='fp32' or 'bf16', got '4bit'"),
+        (dict(peft=dict(init_lora_weights='pissa')), 'drop init_lora_weights'),
+    ],
+)
+def test_what_needs_the_whole_base_is_refused(small_config, base, changes, words):
+    config = small_config(lora=True, load_from=base)
+    hook = LoRAHook(shard_base=True, **changes)
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match=words):
+        check_shardable(runner, hook.make_config(), hook.save, hook.base_precision)
+
+
+@pytest.mark.parametrize(('name', 'value'), [('EMAHook', dict(type='EMAHook')), ('compile', True)])
+def test_what_does_not_go_with_shards_is_refused(small_config, base, name, value):
+    config = small_config(lora=True, load_from=base)
+    if name == 'compile':
+        config.compile = value
+    else:
+        config.custom_hooks.append(value)
+    with pytest.raises(ValueError, match=f'shard_base does not go with {name}'):
+        check_shardable(Runner.from_cfg(config), None, 'trainable', 'fp32')
