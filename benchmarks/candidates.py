@@ -46,10 +46,12 @@ class Candidate(nn.Module):
 class Ours(Candidate):
     """Backbone and head, as the stock EncoderDecoder holds them."""
 
-    def __init__(self, arch: Arch, side: int, num_classes: int = CLASSES, num_queries: int = QUERIES) -> None:
+    def __init__(self, arch: Arch, side: int, num_classes: int = CLASSES, num_queries: int | None = None) -> None:
         super().__init__()
         self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
-        self.decode_head = EoMTHead(num_classes, arch, num_joint_blocks=JOINT, num_queries=num_queries, num_points=POINTS)
+        self.decode_head = EoMTHead(
+            num_classes, arch, num_joint_blocks=JOINT, num_queries=num_queries or QUERIES, num_points=POINTS
+        )
         for parameter in self.parameters():  # LayerScale begins near 0, where no block would count
             parameter.data.add_(0.02 * torch.randn_like(parameter))
 

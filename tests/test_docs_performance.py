@@ -14,6 +14,7 @@ from benchmarks.report import fill_page, tables
 from benchmarks.sections.against import LIGHTLY, other_and_ours
 from benchmarks.sections.gpu import KINDS, gpu, large_lora, measured
 from benchmarks.sections.growth import growth
+from benchmarks.sections.prediction import predicted_mb
 
 RESULTS = json.loads((ROOT / 'benchmarks' / 'results' / 'speed_cpu.json').read_text())
 PAGE = (ROOT / 'docs' / 'performance.md').read_text(encoding='utf-8')
@@ -47,7 +48,9 @@ def test_new_figures_take_the_place_of_old_ones_in_a_page(tmp_path):
 
 def test_the_gpu_section_is_whole_on_any_device(monkeypatch):
     monkeypatch.setattr(candidates, 'POINTS', 64)
+    monkeypatch.setattr(candidates, 'QUERIES', 20)
     monkeypatch.setattr(sections.gpu, 'compiled', copy.deepcopy)  # compiling takes a minute, and has tests elsewhere
+    monkeypatch.setattr(sections.gpu, 'predicted_mb', lambda *_: 1)
     rows = gpu(ONCE, TINY, 'cpu', side=64, batch=1)
     assert [row['title'] for row in rows] == [f'ViT tiny, {name}: {kind}' for name in ('fp32', 'bf16') for kind in KINDS]
     assert all(row['ours'] and row['hugging_face'] and row['speed'] for row in rows)
@@ -56,6 +59,11 @@ def test_the_gpu_section_is_whole_on_any_device(monkeypatch):
     written = tables(dict(gpu=rows, large_lora=rates))
     assert len(written['gpu']) == 2 + len(rows)
     assert len(written['large_lora']) == 4
+
+
+def test_the_planner_predicts_the_benchmarks_step_in_bf16():
+    assert predicted_mb(TINY, 64, 1, 'cuda', True, 'step, LoRA') > 0
+    assert predicted_mb(TINY, 64, 1, 'cuda', True, 'inference') is None
 
 
 def test_what_does_not_fit_a_gpu_leaves_the_others_measured():

@@ -16,7 +16,11 @@ def predicted_mb(arch: Arch, side: int, batch: int, device: str, low: bool, kind
     if 'step' not in kind:
         return None
     init_default_scope('mmseg')
-    peak = predict(step_config(arch, side, batch, low, kind), device, CLASSES, evaluate=False).training
+    try:
+        peak = predict(step_config(arch, side, batch, low, kind), device, CLASSES, evaluate=False).training
+    except RuntimeError as error:  # the measured figures are still worth having
+        print(f'The planner predicts nothing of "{kind}": {str(error).splitlines()[0]}')
+        return None
     return round(sum(peak.values()) / 2**20)
 
 
