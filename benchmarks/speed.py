@@ -16,6 +16,7 @@ call takes above what the process has before it (on a GPU, above what is allocat
 - growth: one image's inference and step over tokens, queries and classes, attention and all else apart.
 - tricks: the headline step and an inference at 1024×1024 with one trick undone at a time; undoing the layout of the mask
   module undoes what stands on it.
+- options: compilation, a fused AdamW, and activation checkpointing of the predictions alone, off and on, at 512×512.
 - gpu: inference and steps in fp32 and bf16, eager and compiled, beside the planner's prediction; with LoRA, memory without
   optimizer states and the fraction of the matrix rate. Only on a GPU.
 - against: inference and a step against other implementations, where --against names them.
@@ -47,11 +48,12 @@ from benchmarks.sections.against import against
 from benchmarks.sections.assembly import assemble
 from benchmarks.sections.gpu import gpu, large_lora
 from benchmarks.sections.growth import growth
+from benchmarks.sections.options import options
 from benchmarks.sections.steps import headline, sweep
 from benchmarks.sections.tricks import tricks
 
 RESULTS = Path(__file__).with_name('results')
-SECTIONS = ('headline', 'inference', 'training', 'assembly', 'growth', 'tricks', 'gpu', 'against')
+SECTIONS = ('headline', 'inference', 'training', 'assembly', 'growth', 'tricks', 'options', 'gpu', 'against')
 
 
 def measure(section: str, meter: Meter, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -61,6 +63,7 @@ def measure(section: str, meter: Meter, args: argparse.Namespace) -> dict[str, l
         headline=lambda arch: headline(meter, arch, device),
         tricks=lambda arch: tricks(meter, arch, device),
         growth=lambda arch: growth(meter, arch, device),
+        options=lambda arch: options(meter, arch, device),
         gpu=lambda arch: gpu(meter, arch, device),
         inference=lambda arch: sweep('inference', meter, arch, device, args.sides, args.batches),
         training=lambda arch: sweep('training', meter, arch, device, args.sides, args.batches),
@@ -122,11 +125,11 @@ def main() -> None:
     if len(args.only) == 1 and not args.page:
         run_section(*args.only, args, file)
     else:  # each in a process of its own, which finds no memory that another has left
-        options = ['--device', args.device, '--rounds', args.rounds, '--out', args.out, '--archs', *args.archs]
-        options += ['--sides', *args.sides, '--batches', *args.batches]
+        given = ['--device', args.device, '--rounds', args.rounds, '--out', args.out, '--archs', *args.archs]
+        given += ['--sides', *args.sides, '--batches', *args.batches]
         for section in args.only:
             others = ['--against', *args.against] if section == 'against' else []
-            subprocess.run([sys.executable, __file__, *map(str, options), '--only', section, *others], check=True)
+            subprocess.run([sys.executable, __file__, *map(str, given), '--only', section, *others], check=True)
         results = json.loads(file.read_text())
         for section, lines in tables(results).items():
             print(f'\n{section}', *lines, sep='\n')

@@ -5,12 +5,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import Linear
 from torch import Tensor
 
-from benchmarks.candidates import Ours, example, models, step, weighted_as_written
+from benchmarks.candidates import Ours, example, models, step, weighted_as_written, with_lora
 from benchmarks.meter import Meter
 from benchmarks.report import row
-from mmseg_eomt.models import eomt_head, layers, losses, mask_module
+from mmseg_eomt.adapters.fused_lora import FusedLinear
+from mmseg_eomt.models import eomt_head, layers, losses, mask_module, mask_rows
 
 
 class OneCallAttention(layers.Attention):
@@ -55,10 +57,15 @@ def undone(trick: str):
     elif trick == 'mask module channels last':
         change(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward)
         change(mask_module.Upscale, 'forward', logits_as_written)
-    elif trick == 'two maps kept, strips':
+    elif trick == 'one map kept, strips':
         change(mask_module.Upscale, 'forward', logits_as_written)
     elif trick == 'strips alone':
         change(mask_module, 'STRIP_ELEMENTS', 10**12)
+        change(mask_rows, 'ROW_ELEMENTS', 10**12)
+    elif trick == 'some tokens at a time':
+        change(layers, 'HIDDEN_ELEMENTS', 10**12)
+    elif trick == 'one function per adapted layer':
+        change(FusedLinear, 'forward', Linear.forward)
     elif trick == 'points of some masks at a time':
         change(losses, 'MASKS_AT_ONCE', 10**6)
     elif trick == 'scores in strips':
@@ -74,24 +81,34 @@ TRICKS = {
     'step': (
         'two-call attention, contiguous heads',
         'mask module channels last',
-        'two maps kept, strips',
+        'one map kept, strips',
         'strips alone',
         'points of some masks at a time',
     ),
-    'inference': ('two-call attention, contiguous heads', 'mask module channels last', 'strips alone', 'scores in strips'),
+    'LoRA step': ('one function per adapted layer',),
+    'inference': (
+        'two-call attention, contiguous heads',
+        'mask module channels last',
+        'strips alone',
+        'some tokens at a time',
+        'scores in strips',
+    ),
 }
 
 
 def _with_undone(trick: str, kind: str, model: Ours, image: Tensor, labels: Tensor) -> None:
-    with undone(trick), torch.set_grad_enabled(kind == 'step'):
-        step(model.train(), image, labels) if kind == 'step' else model.eval().scores(image)
+    training = kind != 'inference'
+    with undone(trick), torch.set_grad_enabled(training):
+        step(model.train(), image, labels) if training else model.eval().scores(image)
 
 
 def tricks(meter: Meter, arch: str, device: str) -> list[dict]:
     """What each trick brings: everything with it undone over everything."""
     rows = []
-    for kind, side, batch in (('step', 512, 2), ('inference', 1024, 1)):
-        ours, _ = models(arch, side, device)
+    for kind, side, batch in (('step', 512, 2), ('LoRA step', 512, 2), ('inference', 1024, 1)):
+        ours, theirs = models(arch, side, device)
+        if kind == 'LoRA step':
+            ours, _ = with_lora(ours, theirs)
         image, labels = example(side, batch, device)
 
         taken = meter(
