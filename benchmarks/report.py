@@ -7,9 +7,9 @@ from pathlib import Path
 from mmseg_eomt.tables import markdown_table
 from mmseg_eomt.whole import whole_file
 
-OTHER = dict(
+OTHER = dict(  # where it is not transformers
     assembly='as written', tricks='without the trick', options='without', against='other'
-)  # where it is not transformers
+)
 NOTHING = '–'
 
 

@@ -12,7 +12,7 @@ from benchmarks.candidates import Ours, example, models, step, weighted_as_writt
 from benchmarks.meter import Meter
 from benchmarks.report import row
 from mmseg_eomt.adapters.fused_lora import FusedLinear
-from mmseg_eomt.models import eomt_head, layers, losses, mask_module, mask_rows
+from mmseg_eomt.models import layers, losses, mask_module, mask_rows, query_head
 
 
 class OneCallAttention(layers.Attention):
@@ -43,33 +43,32 @@ def logits_as_written(blocks: mask_module.Upscale, queries: Tensor, patches: Ten
     return torch.einsum('bqc,bhwc->bqhw', queries, patches)
 
 
+def _scores_as_written(masks: Tensor, weights: Tensor, padded: tuple, size: tuple, tolerance: float) -> Tensor:
+    return weighted_as_written(masks, weights, size)
+
+
+def _changes() -> dict[str, list[tuple[object, str, object]]]:
+    """What undoes each trick: owner, attribute and value."""
+    as_written = (mask_module.Upscale, 'forward', logits_as_written)
+    return {
+        'two-call attention, contiguous heads': [(layers.Attention, 'forward', OneCallAttention.forward)],
+        'mask module channels last': [(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward), as_written],
+        'one map kept, strips': [as_written],
+        'strips alone': [(mask_module, 'STRIP_ELEMENTS', 10**12), (mask_rows, 'ROW_ELEMENTS', 10**12)],
+        'some tokens at a time': [(layers, 'HIDDEN_ELEMENTS', 10**12)],
+        'one function per adapted layer': [(FusedLinear, 'forward', Linear.forward)],
+        'points of some masks at a time': [(losses, 'MASKS_AT_ONCE', 10**6)],
+        'scores in strips': [(query_head, 'pixel_scores', _scores_as_written)],
+    }
+
+
 @contextlib.contextmanager
 def undone(trick: str):
     """Every model with one trick undone."""
     changed: list[tuple[object, str, object]] = []
-
-    def change(owner: object, name: str, value: object) -> None:
+    for owner, name, value in _changes().get(trick, ()):
         changed.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
-
-    if trick == 'two-call attention, contiguous heads':
-        change(layers.Attention, 'forward', OneCallAttention.forward)
-    elif trick == 'mask module channels last':
-        change(mask_module.ScaleBlock, 'forward', ChannelsFirst.forward)
-        change(mask_module.Upscale, 'forward', logits_as_written)
-    elif trick == 'one map kept, strips':
-        change(mask_module.Upscale, 'forward', logits_as_written)
-    elif trick == 'strips alone':
-        change(mask_module, 'STRIP_ELEMENTS', 10**12)
-        change(mask_rows, 'ROW_ELEMENTS', 10**12)
-    elif trick == 'some tokens at a time':
-        change(layers, 'HIDDEN_ELEMENTS', 10**12)
-    elif trick == 'one function per adapted layer':
-        change(FusedLinear, 'forward', Linear.forward)
-    elif trick == 'points of some masks at a time':
-        change(losses, 'MASKS_AT_ONCE', 10**6)
-    elif trick == 'scores in strips':
-        change(eomt_head, 'pixel_scores', lambda masks, weights, padded, size, _: weighted_as_written(masks, weights, size))
     try:
         yield
     finally:
