@@ -169,7 +169,7 @@ def check_scores(ours: Ours, theirs: Candidate, image: Tensor) -> float:
     return error
 
 
-def check_losses(ours: Ours, theirs: Theirs, image: Tensor, labels: Tensor) -> float:
+def check_losses(ours: Ours, theirs: Candidate, image: Tensor, labels: Tensor) -> float:
     """Relative difference of the losses of a masked training step, each at random points of its own."""
     with torch.no_grad():
         expected = float(theirs.train().loss(image, labels))

@@ -17,6 +17,7 @@ from benchmarks.candidates import (
     Candidate,
     Ours,
     binary_masks,
+    check_losses,
     check_scores,
     example,
     scores_as_written,
@@ -99,8 +100,10 @@ class LightlyTrain(Other):
 
     def take(self, weights: dict[str, Tensor]) -> None:
         release = next(known for known in FORMATS if known.name == 'DINOv3 release')
-        named = {f'backbone.{name}': value for name, value in release.write(weights).items()}
-        heads = {name: value for name, value in weights.items() if name.startswith(('class_head', 'mask_head', 'upscale'))}
+        parts = ('class_head', 'mask_head', 'upscale', 'query_embed', 'attn_mask_probs')
+        vit = {name: value for name, value in weights.items() if not name.startswith(parts)}
+        named = {f'backbone.{name}': value for name, value in release.write(vit).items()}
+        heads = {name: value for name, value in weights.items() if name.startswith(parts[:3])}
         _load(self.network, {**named, **heads, 'queries.weight': weights['query_embed.weight']})
 
     def layers(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -145,6 +148,7 @@ def against(meter: Meter, name: str, arch: str, device: str, side: int = 512, ba
     ours.low = other.low = device == 'cuda'
     image, labels = example(side, batch, device)
     error = check_scores(ours, other, image)
+    check_losses(ours, other, image, labels)
     rows, title = [], 'LightlyTrain' if name == LIGHTLY else 'tue-mps/eomt'
     for kind, training in (('inference', False), ('step, all parameters', True)):
         other.mask(training)
