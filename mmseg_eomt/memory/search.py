@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
 from mmseg_eomt.memory.predict import predict
+from mmseg_eomt.models.query_head import QueryHead
 
 # what settings cost, in forward passes of fp32: an order to look in, not a measurement
-BACKWARD = 2.0  # of a forward pass; recomputing costs one more
+BACKWARD = 2.0  # of a forward pass
+RECOMPUTED = {'nothing': 0.0, 'masks': 0.3, 'all': 1.0}  # by activation checkpointing: of a forward pass
 BF16_TIME = 0.5
 OVERHEAD = 0.25  # images' worth of an iteration that do not depend on its batch
 BASE_TIME = {'fp32': 1.0, 'bf16': 1.0, '8bit': 1.2, '4bit': 1.3}
@@ -30,21 +33,21 @@ class Setting:
     Args:
         batch: Images per GPU and iteration.
         accumulation: Iterations per step of the optimizer.
-        with_cp: Activation checkpointing.
+        recomputed: By activation checkpointing: ``'nothing'``, ``'masks'`` (the predictions alone) or ``'all'``.
         precision: ``'fp32'`` or ``'bf16'`` (autocast).
         base: ``base_precision`` of the LoRAHook; None without one.
     """
 
     batch: int
     accumulation: int
-    with_cp: bool
+    recomputed: str
     precision: str
     base: str | None
 
     @property
     def cost(self) -> float:
         """Time per image in forward passes of fp32, by the constants above."""
-        passes = 1 + BACKWARD + self.with_cp
+        passes = 1 + BACKWARD + RECOMPUTED[self.recomputed]
         passes *= BF16_TIME if self.precision == 'bf16' else 1.0
         return passes * BASE_TIME[self.base or 'fp32'] * (1 + OVERHEAD / self.batch)
 
@@ -88,7 +91,7 @@ def fastest(
     limit, least = usable(gpu_bytes), float('inf')
     lines: dict[tuple, list[int]] = {}  # peaks at batches of 1 and 2, of settings that differ in the batch alone
     for setting in sorted(settings(config, gpus, precisions), key=lambda setting: setting.cost):
-        kind = setting.with_cp, setting.precision, setting.base
+        kind = setting.recomputed, setting.precision, setting.base
         if kind not in lines:
             pair = [options_for(config, replace(setting, batch=size), gpus) for size in (1, 2)]
             lines[kind] = [predict(changed(config, options), **assumed).peak for options in pair]
@@ -119,10 +122,9 @@ def settings(config: Config, gpus: int = 1, precisions: Sequence[str] = ('bf16',
     per_gpu = images // gpus
     batches = [batch for batch in range(1, per_gpu + 1) if per_gpu % batch == 0]
     bases = (None,) if lora_hook(config) is None else ('fp32', 'bf16')
-    for batch, with_cp, precision, base in itertools.product(batches, (False, True), precisions, bases):
-        if with_cp and not checkpointing(config):
-            continue
-        yield Setting(batch, per_gpu // batch, with_cp, precision, base)
+    levels = ['nothing', *(level for level in ('masks', 'all') if level in checkpointing(config))]
+    for batch, recomputed, precision, base in itertools.product(batches, levels, precisions, bases):
+        yield Setting(batch, per_gpu // batch, recomputed, precision, base)
 
 
 def effective_batch(config: Config) -> int:
@@ -136,11 +138,17 @@ def lora_hook(config: Config) -> int | None:
     return next((place for place, hook in enumerate(hooks) if hook.get('type') == 'LoRAHook'), None)
 
 
-def checkpointing(config: Config) -> dict[str, bool]:
-    """What sets activation checkpointing; nothing where the backbone is not known to have it."""
+def checkpointing(config: Config) -> dict[str, str]:
+    """The setting that recomputes ``'masks'`` or ``'all'``; nothing where backbone or head are not known to have it."""
+    found = {}
+    head = MODELS.get(str(config.model.get('decode_head', {}).get('type')))
+    if isinstance(head, type) and issubclass(head, QueryHead):
+        found['masks'] = 'model.decode_head.masks_with_cp'
     if config.model.get('vit') is not None:
-        return {'model.vit.with_cp': True}
-    return {'model.backbone.with_cp': True} if 'with_cp' in config.model.get('backbone', {}) else {}
+        found['all'] = 'model.vit.with_cp'
+    elif 'with_cp' in config.model.get('backbone', {}):
+        found['all'] = 'model.backbone.with_cp'
+    return found
 
 
 def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, Any]:
@@ -153,8 +161,9 @@ def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, An
         options.update(_scaled(config, setting.accumulation / old[1]))
     if (config.get('auto_scale_lr') or {}).get('base_batch_size', setting.batch * gpus) != setting.batch * gpus:
         options['auto_scale_lr.base_batch_size'] = setting.batch * gpus
-    for name in checkpointing(config):
-        options[name] = setting.with_cp
+    for level, name in checkpointing(config).items():
+        if level == 'all' or setting.recomputed == level or config.model.decode_head.get('masks_with_cp'):
+            options[name] = setting.recomputed == level
     if setting.precision == 'bf16':
         options['optim_wrapper.type'], options['optim_wrapper.dtype'] = 'AmpOptimWrapper', 'bfloat16'
     elif config.optim_wrapper.get('type') == 'AmpOptimWrapper':

@@ -57,6 +57,7 @@ def test_what_saves_memory_is_predicted_to_save_it(config):
     assert total(config, **{'train_dataloader.batch_size': 8}) > 1.5 * plain
     for saving in (
         {'model.vit.with_cp': True},
+        {'model.decode_head.masks_with_cp': True},
         {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
     ):
         assert total(config, **saving) < plain
@@ -69,6 +70,7 @@ def test_every_setting_keeps_images_and_steps(config):
     steps = config.train_cfg.max_iters / config.optim_wrapper.accumulative_counts
     found = list(settings(config))
     assert {s.batch * s.accumulation for s in found} == {16} and len({s.batch for s in found}) == 5
+    assert {s.recomputed for s in found} == {'nothing', 'masks', 'all'}
     for setting in found:
         new = changed(config, options_for(config, setting))
         assert effective_batch(new) == 16
@@ -81,7 +83,7 @@ def test_every_setting_keeps_images_and_steps(config):
 def test_iterations_of_schedules_and_hooks_are_scaled_and_fractions_are_not(config):
     hooks = [dict(type='MaskAnnealingHook', start_iters=[0.25, 100], end_iters=[0.5, 200])]
     config = changed(config, {'custom_hooks': hooks})
-    options = options_for(config, Setting(1, 16, False, 'fp32', None))
+    options = options_for(config, Setting(1, 16, 'nothing', 'fp32', None))
     assert options['custom_hooks.0.start_iters'] == [0.25, 400] and options['custom_hooks.0.end_iters'] == [0.5, 800]
     assert option_line(options).startswith('--cfg-options train_dataloader.batch_size=1 ')
 
