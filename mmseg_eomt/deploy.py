@@ -55,7 +55,9 @@ def to_openvino(program: ExportedProgram, metadata: dict[str, str], outputs: Seq
         model = openvino.convert_model(program)
     except Exception as error:
         reason = ' '.join(str(error).split('Summary:')[-1].split())[:200]
-        raise ValueError(f'OpenVINO cannot convert the graph: fix its size, or export to ONNX. ({reason})') from error
+        raise ValueError(
+            f'OpenVINO cannot convert the graph: fix its size if it is open, or export to ONNX. ({reason})'
+        ) from error
     model.inputs[0].get_tensor().set_names({'image'})
     for output, name in zip(model.outputs, outputs):
         output.get_tensor().set_names({name})

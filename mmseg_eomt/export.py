@@ -170,11 +170,17 @@ def whole_model(path: str | Path) -> Iterator[Path]:
     """
     with whole_file(path) as new:
         yield new
-        for weights in (new.with_name(f'{new.name}.data'), new.with_suffix('.bin')):
+        for weights in weights_beside(new):
             if weights.exists():
                 Path(path).unlink(missing_ok=True)
                 with whole_file(Path(path).with_name(weights.name)) as new_weights:
                     os.replace(weights, new_weights)
+
+
+def weights_beside(path: Path) -> tuple[Path, ...]:
+    """Where the format of a file may put weights beside it."""
+    names = {'.onnx': f'{path.name}.data', '.xml': f'{path.stem}.bin'}
+    return tuple(path.with_name(name) for suffix, name in names.items() if path.suffix == suffix)
 
 
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
@@ -202,6 +208,7 @@ def save_onnx(
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ValueError: If ``for_onnxruntime`` does not take the model's attention.
     """
     check_onnx_packages()
     import onnx
@@ -224,6 +231,13 @@ def save_onnx(
                     custom_translation_table=onnxruntime_operators() if for_onnxruntime else None,
                 ),
             )
+    except torch.onnx.OnnxExporterError as error:
+        if not for_onnxruntime:
+            raise
+        reason = str(error.__cause__ or error).split('\n')[0]
+        raise ValueError(
+            f'The graph cannot be written with operators of ONNX Runtime: omit --onnxruntime. ({reason})'
+        ) from error
     finally:
         logger.setLevel(level)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):

@@ -53,6 +53,7 @@ def _take(meter: Meter, kind: str, ours: Ours, theirs: Theirs, image: Tensor, la
 
 def compiled(model: Ours) -> Ours:
     """A copy whose backbone and head are compiled, as ``compile=True`` of a config compiles them."""
+    torch._dynamo.reset()  # else what was compiled before counts towards its limit, and later models run eagerly
     model = copy.deepcopy(model)
     for part in (model.backbone, model.decode_head):
         part.compile()

@@ -18,8 +18,9 @@ class FusedLinear(Linear):
     """PEFT's adapted linear layer; in training, the plain case is one function of autograd.
 
     Plain is one active adapter without variant or bias on a frozen linear layer, no autocast, and nothing that watches the
-    parts; all else is PEFT's. The numbers are PEFT's but for rounding; on a CPU, the dropout's probability is rounded
-    to a multiple of 2⁻¹⁶, and its random numbers are others.
+    parts; all else is PEFT's. Reentrant checkpointing, which runs without gradients first, drops the same elements again. The
+    numbers are PEFT's but for rounding; on a CPU, the dropout's probability is rounded to a multiple of 2⁻¹⁶, and its random
+    numbers are others.
     """
 
     plain_b: tuple[type[nn.Module], ...] = (nn.Linear,)
@@ -42,9 +43,9 @@ class FusedLinear(Linear):
 
     def _plain_adapter(self, x: Tensor) -> str | None:
         """The one active adapter, if the layer is as the class docstring says."""
-        if not torch.is_grad_enabled() or self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+        if x.device.type == 'meta' or torch.is_autocast_enabled(x.device.type):
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant:
@@ -53,6 +54,8 @@ class FusedLinear(Linear):
         a, b, dropout = (part[active[0]] for part in (self.lora_A, self.lora_B, self.lora_dropout))
         kinds = ((nn.Linear, KeyBiasFreeLinear), (nn.Linear,), self.plain_b, (nn.Dropout, nn.Identity))
         if any(type(part) not in kind or has_hooks(part) for part, kind in zip((base, a, b, dropout), kinds)):
+            return None
+        if not torch.is_grad_enabled() and not getattr(dropout, 'training', False):
             return None
         if a.bias is not None or b.bias is not None or base.weight.requires_grad or getattr(dropout, 'p', 0) > 0.99:
             return None
@@ -66,7 +69,7 @@ def _drawn(x: Tensor, rate: float) -> tuple[Tensor, float]:
         return torch.empty(size, dtype=torch.bool, device=x.device).bernoulli_(1 - rate), rate
     # four of 16 bits in each of 64, which takes less time than bernoulli_
     drops, count = round(rate * DRAWS), size[0] * size[1]
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None).view(torch.int16)
     return numbers[:count].view(size) >= drops - DRAWS // 2, drops / DRAWS
 
 
@@ -93,20 +96,20 @@ class _AdaptedLinear(torch.autograd.Function):
         scale: float,
         blocks: int,
     ) -> Tensor:
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         out = F.linear(rows, weight, bias)
         between = F.linear(_dropped(rows, kept), a)
         for part, low, up in zip(out.chunk(blocks, 1), between.chunk(blocks, 1), b.chunk(blocks)):
             part.addmm_(low, up.T, alpha=scale)
         ctx.save_for_backward(x, weight, a, b, kept, between)
         ctx.scale, ctx.blocks = scale, blocks
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, kept, between = ctx.saved_tensors
-        grad = grad.flatten(0, -2)
+        grad = grad.reshape(-1, grad.shape[-1])
         parts = list(zip(grad.chunk(ctx.blocks, 1), between.chunk(ctx.blocks, 1), b.chunk(ctx.blocks)))
         grad_between = torch.cat([part @ up for part, _, up in parts], 1) * ctx.scale
         grads: list[Tensor | None] = [None] * 8
@@ -120,7 +123,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grads[2] = grad.sum(0)
         if ctx.needs_input_grad[3]:
-            grads[3] = grad_between.T @ _dropped(x.flatten(0, -2), kept)
+            grads[3] = grad_between.T @ _dropped(x.reshape(-1, x.shape[-1]), kept)
         if ctx.needs_input_grad[4]:
             grads[4] = torch.cat([part.T @ low for part, low, _ in parts]) * ctx.scale
         return tuple(grads)

@@ -39,8 +39,9 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError(f'OUT must end in .onnx (ONNX), .pt2 (torch.export) or .xml (OpenVINO), got {args.out}.')
     if args.onnxruntime and out.suffix != '.onnx':
         raise ValueError(f'--onnxruntime is for a file that ends in .onnx, got {args.out}: omit it, or name such a file.')
-    if out.exists():
-        raise ValueError(f'{out} is there already: name another, or delete it.')
+    for file in (out, *exporting.weights_beside(out)):
+        if file.exists():
+            raise ValueError(f'{file} is there already: name another, or delete it.')
     check_int8(args, out.suffix)
     if out.suffix == '.onnx':
         exporting.check_onnx_packages()
@@ -79,8 +80,10 @@ def export(args: argparse.Namespace) -> None:
 
 def check_int8(args: argparse.Namespace, kind: str) -> None:
     """Refuse what --int8 does not go with."""
-    if args.int8 and (kind != '.xml' or args.tasks):
-        raise ValueError(f'--int8 quantizes one model for OpenVINO, a name that ends in .xml, got {args.out}.')
+    if args.int8 and kind != '.xml':
+        raise ValueError(f'--int8 is for OpenVINO, a name that ends in .xml, got {args.out}.')
+    if args.int8 and (args.tasks or args.anomaly):
+        raise ValueError('--int8 compares the classes of one model, and takes neither --tasks nor --anomaly.')
     if args.int8 and not Path(args.int8).is_dir():
         raise ValueError(f'--int8 takes a folder of images like those that the model will see, and {args.int8} is none.')
 

@@ -1,4 +1,4 @@
-"""Semantic inference as an exported graph computes it, which has no loops."""
+"""Semantic inference as an exported graph computes it, without a loop in it."""
 
 import torch
 import torch.nn.functional as F

@@ -23,8 +23,8 @@ def pixel_scores(
     """Sums over queries of mask probability times weight, with the masks brought to the image's size.
 
     All queries' masks at full size would take Q times the image's memory. They are made in strips of rows instead, with the
-    neighbouring rows that interpolation needs: the same numbers. An exported graph takes all queries, in strips that are
-    written one after the other: :func:`.graph_scores`.
+    neighbouring rows that interpolation needs: the same numbers. An exported or compiled graph takes all queries, in strips
+    that are written one after the other: :func:`.graph_scores`.
 
     Args:
         mask_logits: (B, Q, h, w).
@@ -39,7 +39,7 @@ def pixel_scores(
 
     Source: MaskFormer (Cheng et al., NeurIPS 2021), section 3.4.
     """
-    if exporting():
+    if exporting() or torch.compiler.is_compiling():
         return graph_scores(mask_logits, weights, padded_size, size)
     scores = mask_logits.new_empty(len(mask_logits), weights.shape[-1], *size)
     flat = scores.flatten(2)
@@ -54,7 +54,7 @@ def pixel_scores(
         for low, high, strip in _strips(masks, padded_size, size):
             strip = strip.sigmoid_().flatten(0, 1)
             columns = slice(low * size[1], high * size[1])
-            torch.mm(weight.to(strip.dtype).T, strip.T, out=flat[image, :, columns])
+            flat[image, :, columns] = weight.to(strip.dtype).T @ strip.T
     return scores
 
 

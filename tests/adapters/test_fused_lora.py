@@ -8,6 +8,7 @@ from conftest import relative_error
 from peft.tuners.lora import Linear
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from mmseg_eomt.adapters import fused_lora
 from mmseg_eomt.adapters.config import lora_config
@@ -53,6 +54,28 @@ def test_numbers_are_peft_s_where_the_same_elements_are_dropped(layer, config, m
     assert is_fused(given[0]) and not is_fused(expected[0])
     assert len(given) == len(expected) == (5 if 'bias' in config else 4)
     assert all(relative_error(*pair) < 1e-5 for pair in zip(given, expected))
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_activation_checkpointing_drops_the_same_elements_again(reentrant):
+    model, x = adapted(lora_dropout=0.5), torch.randn(4, 8)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_('lora_B' in name)
+    layer = model['qkv']
+    change = checkpoint(layer, x.requires_grad_(), use_reentrant=reentrant) - layer.base_layer(x)
+    # linear in B: its product with the gradient is the change itself, if both had the same dropout
+    change.sum().backward()
+    b = layer.lora_B['default'].weight
+    assert torch.allclose((b.grad * b).sum(), change.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(8,), (0, 8), (2, 3, 4, 8)])
+def test_inputs_of_any_shape_are_taken(shape):
+    layer = adapted(lora_dropout=0.0)['qkv']
+    x = torch.randn(shape)
+    out = layer(x)
+    assert is_fused(out) and out.shape == (*shape[:-1], 24)
+    assert torch.allclose(out, Linear.forward(layer, x), atol=1e-5)
 
 
 def test_dropout_keeps_the_fraction_and_the_mean_that_it_should():
