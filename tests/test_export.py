@@ -257,10 +257,12 @@ def test_a_file_that_fails_the_check_is_not_kept(lora, tmp_path):
 
 def test_mistakes_end_with_one_sentence(tmp_path):
     (tmp_path / 'there.onnx').touch()
+    (tmp_path / 'beside.bin').touch()
     (tmp_path / 'onnxscript.py').write_text('raise ModuleNotFoundError("No module named \'onnxscript\'")\n')
     for out, message in (
         ('model.pth', r'OUT must end in \.onnx \(ONNX\), \.pt2 \(torch\.export\) or \.xml \(OpenVINO\), got '),
-        ('there.onnx', 'is there already'),
+        ('there.onnx', r'there\.onnx is there already'),
+        ('beside.xml', r'beside\.bin is there already'),
         ('model.onnx', 'run pip install onnx onnxscript onnxruntime'),
     ):
         path = str(tmp_path)

@@ -18,9 +18,9 @@ class FusedLinear(Linear):
     """PEFT's adapted linear layer; in training, the plain case is one function of autograd.
 
     Plain is one active adapter without variant or bias on a frozen linear layer, no autocast, and nothing that watches the
-    parts; all else is PEFT's. Reentrant checkpointing, which runs without gradients first, drops the same elements again. The
-    numbers are PEFT's but for rounding; on a CPU, the dropout's probability is rounded to a multiple of 2⁻¹⁶, and its random
-    numbers are others.
+    parts; all else is PEFT's. Reentrant checkpointing, which runs without gradients first, drops the same elements again.
+    The numbers are PEFT's but for rounding; on a CPU, the dropout's probability is rounded to a multiple of 2⁻¹⁶, and its
+    random numbers are others.
     """
 
     plain_b: tuple[type[nn.Module], ...] = (nn.Linear,)
