@@ -60,7 +60,7 @@ def config_of(arch: str, side: int, batch: int, options: dict):
     config = Config.fromfile(CONFIGS / 'eomt_cityscapes.py')
     config.merge_from_dict({'model.vit.arch': arch, 'model.vit.pretrained': None, 'model.vit.img_size': (side, side)})
     config.merge_from_dict({'train_dataloader.batch_size': batch, 'optim_wrapper.accumulative_counts': 1, **options})
-    config.train_pipeline = [dict(type='RandomCrop', crop_size=(side, side))]
+    config.train_dataloader.dataset.pipeline = [dict(type='RandomCrop', crop_size=(side, side))]
     return config
 
 
@@ -79,6 +79,7 @@ def measured(number: int) -> float:
     config = config_of(*setting)
     import torch
     from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import init_default_scope
     from mmseg.registry import HOOKS, MODELS
 
     from benchmarks.candidates import example
@@ -86,6 +87,7 @@ def measured(number: int) -> float:
     from mmseg_eomt.memory.faked import adapt, batch_of
     from mmseg_eomt.memory.predict import plain_wrapper
 
+    init_default_scope('mmseg')
     _warm_up()
     ctypes.CDLL('libc.so.6').malloc_trim(0)
     before = _memory('VmRSS')

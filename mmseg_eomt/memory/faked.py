@@ -1,17 +1,15 @@
 """A config's model without its memory, and the places where a run would look at numbers."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.structures import PixelData
 from mmseg.registry import HOOKS, MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_eomt.adapters.inject import fully_trained_modules, inject
@@ -20,6 +18,7 @@ from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.memory.ledger import Ledger
 from mmseg_eomt.memory.quantized import quantize
 from mmseg_eomt.models import losses
+from mmseg_eomt.models.mask_module import Upscale
 from mmseg_eomt.models.query_head import QueryHead
 
 
@@ -121,21 +120,31 @@ def assumed_matches(per_image: int) -> Iterator[None]:
         losses.assign = solve
 
 
-class GpuFunctions(TorchFunctionMode):
-    """Functions as a GPU has them, where a CPU's have other types: fake tensors of a GPU need a PyTorch that is made for it.
+def as_on_gpu(model: nn.Module) -> None:
+    """Let layers make what a GPU's make, where a CPU's have other types.
 
-    Dropout keeps a mask of one byte per element, and norms compute in fp32 under autocast.
+    Dropout keeps a mask of one byte per element, and norms compute in fp32 under autocast. Fake tensors of a GPU would do it
+    by themselves, but can only go backward in a PyTorch that is made for a GPU.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function, or the GPU's in its place."""
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            x, p, training = (*args, *[kwargs.get(name, value) for name, value in _DROPOUT[len(args) :]])[:3]
-            return torch.native_dropout(x, p, True)[0] if training and p else x
-        if func is F.layer_norm and torch.is_autocast_enabled('cpu'):
-            args = (args[0].float(), *args[1:])
-        return func(*args, **kwargs)
+    own = {id(layer) for upscale in model.modules() if isinstance(upscale, Upscale) for layer in upscale.modules()}
+    for layer in model.modules():
+        if type(layer) is nn.Dropout:
+            layer.__class__ = GpuDropout
+        elif type(layer) is nn.LayerNorm and id(layer) not in own:  # the mask module sees to its types itself
+            layer.__class__ = GpuLayerNorm
 
 
-_DROPOUT: Sequence[tuple[str, Any]] = (('input', None), ('p', 0.5), ('training', True), ('inplace', False))
+class GpuDropout(nn.Dropout):
+    """Dropout whose mask is boolean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…) to the same."""
+        return torch.native_dropout(x, self.p, True)[0] if self.training and self.p else x
+
+
+class GpuLayerNorm(nn.LayerNorm):
+    """A norm in fp32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to the same."""
+        return super().forward(x.float() if torch.is_autocast_enabled('cpu') else x)

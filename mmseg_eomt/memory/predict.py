@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmseg_eomt.memory.faked import GpuFunctions, assumed_matches, attribute, batch_of, build, fill
+from mmseg_eomt.memory.faked import as_on_gpu, assumed_matches, attribute, batch_of, build, fill
 from mmseg_eomt.memory.ledger import PARTS, Ledger
 from mmseg_eomt.models.device import assumed_device
 from mmseg_eomt.models.query_head import QueryHead
@@ -74,6 +74,8 @@ def _predict(
     ledger = Ledger({head.num_queries: min(matches, head.num_queries) for head in heads})
     with _fake(device), assumed_matches(matches):
         fill(model)
+        if device != 'cpu':
+            as_on_gpu(model)
         attribute(model, ledger)
         for tensor in (*model.parameters(), *model.buffers()):
             ledger.count(tensor, 'weights')
@@ -93,8 +95,6 @@ def _fake(device: str) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(assumed_device(device))
-        if device != 'cpu':
-            stack.enter_context(GpuFunctions())
         yield
 
 
@@ -169,7 +169,7 @@ def crop_size(config: Config) -> tuple[int, int]:
     Raises:
         ValueError: If the config says none.
     """
-    for step in reversed(config.get('train_pipeline') or config.train_dataloader.dataset.get('pipeline') or []):
+    for step in reversed(config.train_dataloader.dataset.get('pipeline') or config.get('train_pipeline') or []):
         if step.get('crop_size'):
             return _sides(step['crop_size'])
     size = (config.model.get('data_preprocessor') or {}).get('size') or (config.model.get('vit') or {}).get('img_size')

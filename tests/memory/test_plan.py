@@ -89,7 +89,7 @@ def test_iterations_of_schedules_and_hooks_are_scaled_and_fractions_are_not(conf
 
 
 def test_the_printed_line_is_a_setting_that_fits(config, config_file, in_process):
-    file = config_file(changed(config, {'work_dir': 'run'}))
+    file = config_file(changed(config, {'work_dir': 'run', 'custom_hooks': []}))
     printed = in_process(plan.main, file, '--gpu-memory', 0.66, '--precision', 'fp32')
     line = re.search(r'^--cfg-options .*$', printed, re.M)[0]
     options = argparse.ArgumentParser()
@@ -102,7 +102,7 @@ def test_the_printed_line_is_a_setting_that_fits(config, config_file, in_process
 def test_a_config_without_a_model_or_a_crop_is_refused(config, in_process, tmp_path):
     (tmp_path / 'empty.py').write_text('a = 1\n')
     assert 'The config has no model' in in_process(plan.main, tmp_path / 'empty.py', check=False)
-    config = changed(config, {'train_pipeline': [], 'model.vit.img_size': None})
+    config = changed(config, {'train_pipeline': [], 'train_dataloader.dataset.pipeline': [], 'model.vit.img_size': None})
     with pytest.raises(ValueError, match='does not say how large training images are'):
         predict(config)
 
