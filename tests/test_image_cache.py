@@ -1,5 +1,6 @@
 """Cached images have the pixels of their files, whatever happens to either."""
 
+import copy
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from mmseg.registry import TRANSFORMS
 
+from mmseg_eomt.data import image_cache
 from mmseg_eomt.data.image_cache import LEDGER, LoadImageFromFile
 
 SHAPE = (37, 53, 3)  # of no whole number of words
@@ -111,17 +113,52 @@ def test_a_damaged_entry_is_said_to_be_and_written_again(files, tmp_path, damage
     assert json.loads((tmp_path / 'cache' / LEDGER).read_text())['bytes'] == sum(f.stat().st_size for f in entries(tmp_path))
 
 
-def test_the_bound_holds_and_is_mentioned_once(files, tmp_path, said):
+def test_the_bound_holds_and_each_run_mentions_it_once(files, tmp_path, said):
     for _ in range(2):
         transform = loader(tmp_path, cache_size=f'{2.5 * ENTRY / 1e6:.6f}MB')
-        for file in files:
-            assert np.array_equal(load(transform, file), cv2.imread(file))
+        for worker in (transform, copy.copy(transform)):
+            for file in files:
+                assert np.array_equal(load(worker, file), cv2.imread(file))
     assert len(entries(tmp_path)) == 2
-    assert sum('has reached' in message for message in said) == 1
+    assert sum('has reached' in message for message in said) == 2
     transform = loader(tmp_path)
     for file in files:
         load(transform, file)
     assert len(entries(tmp_path)) == 4
+
+
+def test_the_bound_is_mentioned_by_the_main_process(files, tmp_path, monkeypatch, said):
+    transform = loader(tmp_path, cache_size=f'{1.5 * ENTRY / 1e6:.6f}MB')
+    for is_main in (False, True):
+        monkeypatch.setattr(image_cache, 'is_main_process', lambda is_main=is_main: is_main)
+        process = copy.deepcopy(transform)
+        for file in files:
+            load(process, file)
+        assert sum('has reached' in message for message in said) == is_main
+
+
+def test_deleted_entries_make_room_and_unfinished_ones_go(files, tmp_path):
+    size = f'{1.5 * ENTRY / 1e6:.6f}MB'
+    transform = loader(tmp_path, cache_size=size)
+    for file in files[:2]:
+        load(transform, file)
+    [entry] = entries(tmp_path)
+    entry.unlink()
+    unfinished = entry.with_name(f'.{entry.name}.new-abc')
+    unfinished.mkdir()
+    transform = loader(tmp_path, cache_size=size)
+    assert not unfinished.exists()
+    load(transform, files[1])
+    assert len(entries(tmp_path)) == 1
+
+
+def test_what_another_process_is_writing_stays(files, tmp_path):
+    transform = loader(tmp_path)
+    unfinished = tmp_path / 'cache' / '.any.pixels.new-abc'
+    unfinished.mkdir()
+    with transform.cache._lock(image_cache.fcntl.LOCK_SH):
+        loader(tmp_path)
+    assert unfinished.exists()
 
 
 def _load_all(folder: str, paths: list[str]) -> int:

@@ -4,18 +4,21 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmseg.registry import TRANSFORMS
 
 from mmseg_eomt.data.sizes import bytes_of, gigabytes
-from mmseg_eomt.whole import check_writable, whole_file
+from mmseg_eomt.whole import MARK, check_writable, whole_file
 
 try:
     import fcntl
@@ -28,16 +31,17 @@ CHECK = HEADER - 1
 WORD = np.dtype('<u8')
 SUFFIX = '.pixels'
 LEDGER = 'usage.json'
+WRITERS = 'writers.lock'
 
 
 class ImageCache:
-    """A folder of decoded images, uint8, read through memory mapping: what is not looked at is not read.
+    """A folder of decoded images, uint8, read through memory mapping.
 
-    An entry belongs to a path and the reader's options, and holds for the file's time and size: a changed file is decoded
-    again and replaces it. Entries are written whole, and each is checked by its sum when it is read, which takes half a
-    millisecond for 2048×1024 pixels. Any number of processes may read and write. A lock on the ledger of the folder's size
-    keeps it within its bound. What has no room is decoded each time: a run goes through all images in turn, so that giving
-    up old entries for new ones would only keep those that come last.
+    An entry belongs to a path, the reader's options and OpenCV's version, and holds for the file's time and size: a changed
+    file is decoded again and replaces it. Entries are written whole, and each is checked by its sum when it is read. Any
+    number of processes may read and write. The ledger keeps the folder within its bound: an entry has its room before it is
+    written. What has no room is decoded each time: a run goes through all images in turn, so that giving up old entries for
+    new ones would only keep those that come last.
 
     Args:
         folder: Where the entries are; it is made.
@@ -49,15 +53,20 @@ class ImageCache:
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self.options = options
-        self._stopped = False  # in this process, after an error
+        self._stopped = False  # in this process: no room, or an error
+        self.number = self.size = 0  # of entries, and their bytes, at the start
+        try:
+            self._take_stock()
+        except OSError as error:
+            self._stop(error)
 
     def entry(self, path: str) -> Path:
         """The file of an image."""
-        key = repr((os.path.abspath(path), *self.options))
+        key = repr((os.path.abspath(path), cv2.__version__, *self.options))
         return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
-    def usage(self) -> tuple[int, int]:
-        """Number of entries and their bytes."""
+    def _count(self) -> tuple[int, int]:
+        """Number of entries and their bytes; under the ledger's lock, so that none is removed meanwhile."""
         sizes = [file.stat().st_size for file in self.folder.glob(f'*{SUFFIX}')]
         return len(sizes), sum(sizes)
 
@@ -92,58 +101,112 @@ class ImageCache:
         """
         if self._stopped:
             return
-        entry, words = self.entry(path), _words_of(image, state)
+        entry, size = self.entry(path), WORD.itemsize * _num_words(image.size)
         try:
-            with self._ledger() as ledger:
-                old = entry.stat().st_size if entry.exists() else 0
-                total = ledger['bytes'] - old + words.nbytes
-                if total <= self.max_bytes:
-                    with whole_file(entry) as new:
-                        words.tofile(new)
-                    ledger['bytes'] = total
-                elif ledger.get('full') != self.max_bytes:
-                    ledger['full'] = self.max_bytes
-                    _warn(
-                        f'The image cache {self.folder} has reached {gigabytes(self.max_bytes)}: further images are decoded '
-                        f'each time. Raise cache_size if the disk has room.'
-                    )
+            with self._lock(fcntl.LOCK_SH):
+                if self._reserve(entry, size):
+                    self._fill(entry, image, state)
         except OSError as error:
+            self._stop(error)
+
+    def _reserve(self, entry: Path, size: int) -> bool:
+        """Whether there is room for an entry, which it then has."""
+        with self._ledger() as ledger:
+            pending = ledger['pending']
+            if entry.name in pending:  # another process is writing it
+                return False
+            growth = size - (entry.stat().st_size if entry.exists() else 0)
+            if ledger['bytes'] + sum(pending.values()) + growth <= self.max_bytes:
+                pending[entry.name] = growth
+                return True
             self._stopped = True
-            _warn(f'The image cache {self.folder} takes no further images from this process, which decodes them: {error}')
+            # other processes of a distributed run show no warnings
+            if is_main_process() and ledger.get('full') != self.max_bytes:
+                ledger['full'] = self.max_bytes
+                _warn(
+                    f'The image cache {self.folder} has reached {gigabytes(self.max_bytes)}: further images are decoded '
+                    f'each time. Raise cache_size if the disk has room.'
+                )
+        return False
+
+    def _fill(self, entry: Path, image: np.ndarray, state: os.stat_result) -> None:
+        """Write an entry that has its room, while other processes write others."""
+        written = False
+        try:
+            with whole_file(entry) as new:
+                _words_of(image, state).tofile(new)
+            written = True
+        finally:
+            with self._ledger() as ledger:
+                growth = ledger['pending'].pop(entry.name, 0)
+                ledger['bytes'] += growth if written else 0
 
     def _remove(self, entry: Path) -> None:
         try:
             with self._ledger() as ledger:
                 entry.unlink(missing_ok=True)
-                ledger['bytes'] = self.usage()[1]
+                ledger['bytes'] = self._count()[1]
         except OSError:  # nor will it take another: write() says so
             pass
 
+    def _take_stock(self) -> None:
+        """Count what is there: entries may have been deleted, and killed processes may have left some unfinished.
+
+        While another process writes, the ledger is in use and kept.
+        """
+        try:
+            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB), self._ledger() as ledger:
+                for unfinished in self.folder.glob(f'.*{SUFFIX}{MARK}*'):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                ledger.update(bytes=self._count()[1], pending={})
+        except BlockingIOError:
+            pass
+        with self._ledger() as ledger:
+            self.number, self.size = self._count()
+            ledger.pop('full', None)  # each run says it
+
+    def _stop(self, error: OSError) -> None:
+        self._stopped = True
+        _warn(f'The image cache {self.folder} takes no further images from this process, which decodes them: {error}')
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Shared by those that write entries, exclusive for the one that counts them."""
+        with (self.folder / WRITERS).open('a') as file:
+            fcntl.flock(file, kind)
+            yield
+
     @contextmanager
     def _ledger(self) -> Iterator[dict[str, Any]]:
-        """What the entries take, for this process alone; counted where a killed process has left no number."""
+        """Bytes of the entries and of those being written, for this process alone; counted where a killed one left none."""
         with (self.folder / LEDGER).open('a+', encoding='utf-8') as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
+            content = file.read()
             try:
-                ledger = dict(json.loads(file.read()))
-                ledger['bytes'] = int(ledger['bytes'])
+                ledger = dict(json.loads(content))
+                ledger.update(bytes=int(ledger['bytes']), pending=dict(ledger['pending']))
             except (ValueError, TypeError, KeyError):
-                ledger = dict(bytes=self.usage()[1])
-            before = dict(ledger)
+                ledger = dict(bytes=self._count()[1], pending={})
             yield ledger
-            if ledger != before or not file.tell():
+            new = json.dumps(ledger)
+            if new != content:
                 file.truncate(0)
-                file.write(json.dumps(ledger))
+                file.write(new)
 
 
 def _stamp(state: os.stat_result) -> list[int]:
     return [state.st_mtime_ns % 2**64, state.st_size]
 
 
+def _num_words(size: int) -> int:
+    """Of the entry of an image of so many bytes."""
+    return HEADER - (-size // WORD.itemsize)
+
+
 def _words_of(image: np.ndarray, state: os.stat_result) -> np.ndarray:
     """An entry's content. All words but the check add up to the check."""
-    words = np.zeros(HEADER - (-image.size // WORD.itemsize), WORD)
+    words = np.zeros(_num_words(image.size), WORD)
     channels = image.shape[2] if image.ndim == 3 else 0
     words[:CHECK] = [MAGIC, *_stamp(state), *image.shape[:2], channels, 0]
     words[HEADER:].view(np.uint8)[: image.size] = image.reshape(-1)
@@ -157,7 +220,7 @@ def _image_of(words: np.ndarray) -> np.ndarray | None:
         return None
     height, width, channels = (int(word) for word in words[3:6])
     size = height * width * max(channels, 1)
-    if len(words) != HEADER - (-size // WORD.itemsize):
+    if len(words) != _num_words(size):
         return None
     total = int(words[:CHECK].sum(dtype=WORD)) + int(words[HEADER:].sum(dtype=WORD))
     if total % 2**64 != words[CHECK]:
@@ -194,17 +257,25 @@ class LoadImageFromFile(_LoadImageFromFile):
         max_bytes = bytes_of(cache_size, 'cache_size')
         if cache_dir is None:
             return
-        if fcntl is None:
-            raise ValueError('cache_dir needs locks on files, which Windows lacks: drop it.')
-        if self.backend_args or self.file_client_args:
-            raise ValueError('cache_dir is for image files on a disk: drop it, or backend_args.')
-        if self.to_float32:
-            raise ValueError('cache_dir keeps images of uint8: drop it, or to_float32.')
+        reason = self.why_no_cache(vars(self))
+        if reason:
+            raise ValueError(reason)
         check_writable(cache_dir)
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         self.cache = ImageCache(cache_dir, max_bytes, (self.color_type, self.imdecode_backend))
-        number, size = self.cache.usage()
-        print_log(f'Image cache {cache_dir}: {number:,} decoded images, {gigabytes(size)} of {cache_size}.', 'current')
+        found = f'{self.cache.number:,} decoded images, {gigabytes(self.cache.size)} of {cache_size}'
+        print_log(f'Image cache {cache_dir}: {found}.', 'current')
+
+    @staticmethod
+    def why_no_cache(options: dict[str, Any]) -> str | None:
+        """Why a reader of such arguments takes no ``cache_dir``; None if it does."""
+        if fcntl is None:
+            return "cache_dir needs locks on files, and Python's fcntl is not there (Windows): drop it."
+        if options.get('backend_args') or options.get('file_client_args'):
+            return 'cache_dir is for image files on a disk: drop it, or backend_args.'
+        if options.get('to_float32'):
+            return 'cache_dir keeps images of uint8: drop it, or to_float32.'
+        return None
 
     def transform(self, results: dict) -> dict | None:
         """Load an image; see the toolbox's."""

@@ -1,4 +1,4 @@
-"""PNG files decoded by kornia-rs, where it is installed: the same pixels in less than half of OpenCV's time."""
+"""PNG files decoded by kornia-rs, where it is installed: the same pixels in half the time."""
 
 import functools
 import struct
@@ -17,8 +17,8 @@ def decode_png(content: bytes, flag: str) -> np.ndarray | None:
     """An 8-bit image from a file's content: (H, W, 3) BGR of a file of colours, (H, W) of one of grey.
 
     None for everything else, which the toolbox's own decoders read, or refuse in their words: other kinds of files,
-    palettes, transparency, 16 bits, interlacing, metadata that may turn an image, damaged files, and where kornia-rs is
-    missing.
+    palettes, transparency, 16 bits, interlacing, metadata that may turn an image, files with bad checksums of chunks, and
+    where kornia-rs is missing.
 
     Args:
         content: Of the file.

@@ -63,8 +63,8 @@ class DomainIoUMetric(IoUMetric):
         empty = [domain for domain, metrics in found.items() if np.isnan(metrics['aAcc'])]
         if empty:
             print_log(
-                f'No pixel of {", ".join(empty)} has a label that counts: the means are without. Check ignore_index and the '
-                f'label map.',
+                f'No pixel of {", ".join(empty)} has a label that counts: it is excluded from the means. '
+                f'Check ignore_index and the label map.',
                 'current',
                 logging.WARNING,
             )

@@ -1,15 +1,18 @@
 """What a run says when its data comes slower than it trains."""
 
 import os
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from mmcv.transforms import LoadImageFromFile
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch.utils.data import DataLoader
+
+from mmseg_eomt.data.image_cache import LoadImageFromFile
+from mmseg_eomt.engine.feature_store import CachedViews
 
 
 @HOOKS.register_module()
@@ -82,14 +85,20 @@ class DataWaitHook(Hook):
 
     def _advice(self, runner: Runner, fraction: float, seconds: float) -> str:
         first = runner.iter - self.window + 2  # the run's iterations, from 1
+        found = remedies(runner.train_dataloader, runner.cfg.get('train_dataloader'))
         return (
             f'Training waits for data {fraction:.0%} of the time (iterations {first} to {runner.iter + 1}, '
-            f'{seconds:.2f} s each): {"; ".join(cures(runner.train_dataloader))}.'
+            f'{seconds:.2f} s each): {"; ".join(found)}.'
         )
 
 
-def cures(loader: DataLoader) -> list[str]:
-    """What makes a loader faster, the cheapest first, each with the option to set."""
+def remedies(loader: DataLoader, config: Any) -> list[str]:
+    """What makes a loader faster, the cheapest first, each with the option to set.
+
+    Args:
+        loader: Of the training data.
+        config: Its config, which names what it reads images with; of any other type if there is none.
+    """
     workers, cores = loader.num_workers, usable_cores()
     found = []
     if workers < cores:
@@ -98,26 +107,27 @@ def cures(loader: DataLoader) -> list[str]:
         found.append(f'{workers} workers share {cores} cores: use more cores')
     if workers and not loader.persistent_workers:
         found.append('set train_dataloader.persistent_workers=True, so that workers are not started each epoch')
-    if not _reads_cache(loader.dataset):
-        found.append('keep decoded images, train_dataloader.dataset.pipeline.0.cache_dir=FOLDER (docs/train.md)')
+    uncached = [] if isinstance(loader.dataset, CachedViews) else list(_uncached_readers(config, 'train_dataloader'))
+    if uncached:
+        options = ' '.join(f'{place}.cache_dir=FOLDER' for place in uncached)
+        found.append(f'keep decoded images, {options} (docs/train.md)')
     return found
 
 
 def usable_cores() -> int:
     """CPU cores for each training process of this machine."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(
-        1, allowed // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    )  # of torchrun; Slurm's own tasks have cores of their own
+    # torchrun's processes share them; Slurm's tasks have cores of their own
+    return max(1, allowed // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
-def _reads_cache(dataset: Any) -> bool:
-    """Whether a dataset, however wrapped, keeps decoded images, or reads none."""
-    pending = [dataset]
-    while pending:
-        part = pending.pop()
-        steps = getattr(getattr(part, 'pipeline', None), 'transforms', ())
-        if any(isinstance(step, LoadImageFromFile) and getattr(step, 'cache', None) is None for step in steps):
-            return False
-        pending += [*getattr(part, 'datasets', ()), *([part.dataset] if hasattr(part, 'dataset') else [])]
-    return True
+def _uncached_readers(config: Any, place: str) -> Iterator[str]:
+    """Where a config, however it wraps datasets, reads images that it could keep decoded and does not."""
+    if isinstance(config, dict):
+        reads = config.get('type') in ('LoadImageFromFile', LoadImageFromFile)
+        if reads and not config.get('cache_dir') and LoadImageFromFile.why_no_cache(config) is None:
+            yield place
+    elif not isinstance(config, list | tuple):
+        return
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        yield from _uncached_readers(value, f'{place}.{key}')

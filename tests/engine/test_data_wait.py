@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from mmcv.transforms import BaseTransform
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import TRANSFORMS
@@ -83,10 +84,34 @@ def test_what_is_set_already_is_not_advised(warnings_of, tmp_path, monkeypatch):
 
 
 def test_workers_that_start_again_each_epoch_are_mentioned(small_config):
-    config = small_config(**{'train_dataloader.num_workers': 1})
-    assert any(
-        'persistent_workers=True' in cure for cure in data_wait.cures(Runner.build_dataloader(config.train_dataloader))
-    )
+    loader = small_config(**{'train_dataloader.num_workers': 1}).train_dataloader
+    advice = data_wait.remedies(Runner.build_dataloader(loader), loader)
+    assert any('persistent_workers=True' in one for one in advice)
+
+
+def test_the_advice_fits_wrapped_datasets_and_can_be_followed(small_config, tmp_path):
+    config = small_config()
+    inner = config.train_dataloader.dataset
+    held_out = dict(type='HeldOutClassesDataset', dataset=inner, anomaly_classes=['car'], split='train')
+    repeated = dict(type='RepeatDataset', dataset=held_out, times=2)
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[held_out, repeated])
+    config = Config.fromstring(config.pretty_text, '.py')
+    loader = Runner.build_dataloader(config.train_dataloader)
+    options = re.findall(r'(\S+)=FOLDER', data_wait.remedies(loader, config.train_dataloader)[-1])
+    places = 'datasets.0.dataset', 'datasets.1.dataset.dataset'
+    assert options == [f'train_dataloader.dataset.{place}.pipeline.0.cache_dir' for place in places]
+    config.merge_from_dict(dict.fromkeys(options, str(tmp_path / 'images')))
+    loader = Runner.build_dataloader(config.train_dataloader)
+    assert 'cache_dir' not in str(data_wait.remedies(loader, config.train_dataloader))
+    assert loader.dataset[0]
+    assert list((tmp_path / 'images').glob('*.pixels'))
+
+
+@pytest.mark.parametrize('refused', [dict(to_float32=True), dict(backend_args=dict(backend='local'))])
+def test_a_cache_that_would_be_refused_is_not_advised(small_config, refused):
+    loader = small_config().train_dataloader
+    loader.dataset.pipeline[0].update(refused)
+    assert 'cache_dir' not in str(data_wait.remedies(Runner.build_dataloader(loader), loader))
 
 
 @pytest.mark.parametrize('wrong', [dict(warmup=0), dict(window=0), dict(fraction=1.0)])
