@@ -16,6 +16,7 @@ COMMANDS = {  # module of mmseg_eomt.commands, and its function
     'export': 'export:main',
     'init_dataset': 'init_dataset:main',
     'make_street_scenes': 'make_street_scenes:main',
+    'plan': 'plan:main',
     'predict': 'predict:main',
     'preview_outliers': 'preview_outliers:main',
     'robustness': 'robustness:main',

@@ -19,15 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmseg_eomt.data.fixed_views import FixedViews, own_random_numbers
+from mmseg_eomt.data.sizes import bytes_of, gigabytes
 from mmseg_eomt.engine.feature_store import (
     DTYPES,
     CachedViews,
     Entry,
     FeatureStore,
-    bytes_of,
     check_room,
     folder_size,
-    gigabytes,
     size_of,
 )
 from mmseg_eomt.engine.frozen_part import Features, FrozenPart

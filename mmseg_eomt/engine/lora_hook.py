@@ -177,8 +177,12 @@ class LoRAHook(Hook):
         return config if self.blocks is None else keep_to_blocks(model, config, self.blocks)
 
     def _report_blocks(self, runner: Runner, model: nn.Module) -> None:
-        if self.blocks is not None:
-            span, count = block_range(model, self.blocks)
+        if self.blocks is None:
+            return
+        span, count = block_range(model, self.blocks)
+        if not adapter_names(model):
+            runner.logger.warning(f'blocks={self.blocks} has no effect: without target_modules nothing is adapted.')
+        else:
             runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
 
     def before_train(self, runner: Runner) -> None:

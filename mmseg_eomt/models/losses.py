@@ -12,6 +12,8 @@ from mmengine.dist import all_reduce
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from mmseg_eomt.models.device import on_cpu
+
 
 @dataclass
 class SemanticTargets:
@@ -313,7 +315,7 @@ class MaskClassificationLoss(nn.Module):
             zero = matched.sum().expand(num_layers)
             return zero, zero
         images, classes = matches[..., 0].flatten(), matches[..., 2].flatten()
-        at_once = MASKS_AT_ONCE * (1 if matched.device.type == 'cpu' else 8)
+        at_once = MASKS_AT_ONCE * (1 if on_cpu(matched) else 8)
         placed = itertools.repeat(None) if points is None else points.split(at_once)
         rows = []
         # some masks at a time: their points outgrow the caches, and at once would take more memory than the model

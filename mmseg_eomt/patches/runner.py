@@ -19,6 +19,7 @@ from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
 from mmseg_eomt.engine.sharding import waits_for_shards
+from mmseg_eomt.memory.report import announce
 from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.patches import patch
 
@@ -83,6 +84,7 @@ def _checked(call: Callable) -> Callable:
             checks.prepare(self)
         elif fn_name == 'before_train':
             checks.begin_training(self)
+            announce(self)
         call(self, fn_name, **kwargs)
 
     return call_hook

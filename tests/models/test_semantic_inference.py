@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmseg_eomt.models import semantic_inference
+from mmseg_eomt.models import graph_scores, semantic_inference
 from mmseg_eomt.models.semantic_inference import pixel_scores
 
 
@@ -32,6 +32,15 @@ def test_strips_give_the_scores_of_whole_masks(elements, padded, size, monkeypat
     monkeypatch.setattr(semantic_inference, 'STRIP_ELEMENTS', elements)
     masks, classes = 3 * torch.randn(2, 7, 12, 20), torch.randn(2, 7, 5)
     scores = pixel_scores(masks, probabilities(classes), padded, size)
+    assert torch.allclose(scores, whole(masks, classes, padded, size), atol=1e-6)
+
+
+@pytest.mark.parametrize('elements', [500, 10**4, 10**9])
+@pytest.mark.parametrize(('padded', 'size'), [((48, 80), (48, 80)), ((48, 80), (37, 70)), ((50, 77), (50, 77))])
+def test_strips_of_a_graph_give_the_scores_of_whole_masks(elements, padded, size, monkeypatch):
+    monkeypatch.setattr(graph_scores, 'STRIP_ELEMENTS', elements)
+    masks, classes = 3 * torch.randn(2, 7, 12, 20), torch.randn(2, 7, 5)
+    scores = graph_scores.graph_scores(masks, probabilities(classes), padded, size)
     assert torch.allclose(scores, whole(masks, classes, padded, size), atol=1e-6)
 
 

@@ -1,0 +1,95 @@
+"""A run that waits for its data says so once, with what to set."""
+
+import re
+from typing import Any
+
+import pytest
+from mmcv.transforms import BaseTransform
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import TRANSFORMS
+
+from mmseg_eomt.engine import DataWaitHook, data_wait
+
+
+class _Clock:
+    """A time that passes where a test says so."""
+
+    now = 0.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = _Clock()
+
+
+@TRANSFORMS.register_module()
+class SlowLoading(BaseTransform):
+    """Takes seconds per image."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def transform(self, results: dict) -> dict:
+        CLOCK.pass_by(self.seconds)
+        return results
+
+
+class _Step(Hook):
+    """An iteration takes a second."""
+
+    def before_train_iter(self, *_: Any, **__: Any) -> None:
+        CLOCK.pass_by(1)
+
+
+@pytest.fixture
+def warnings_of(small_config, monkeypatch, capsys):
+    """What a run of twelve iterations of two images warns of; loading an image takes ``seconds``."""
+    monkeypatch.setattr(data_wait, 'perf_counter', lambda: CLOCK.now)
+
+    def run(seconds: float, **changes: Any) -> list[str]:
+        config = small_config(max_iters=12, **{'train_cfg.val_interval': 4, **changes})
+        config.default_hooks.data_wait.update(warmup=3, window=4)
+        config.train_dataloader.dataset.pipeline.insert(1, dict(type='SlowLoading', seconds=seconds))
+        config.val_dataloader.dataset.pipeline.insert(1, dict(type='SlowLoading', seconds=1000))
+        runner = Runner.from_cfg(config)
+        runner.register_hook(_Step(), priority='LOWEST')  # behind DataWaitHook
+        runner.train()
+        return re.findall('Training waits .*', capsys.readouterr().out)
+
+    return run
+
+
+def test_waiting_is_warned_of_once_with_the_fraction_and_what_to_set(warnings_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_wait, 'usable_cores', lambda: 8)
+    [line] = warnings_of(0.5)
+    assert line == (
+        'Training waits for data 50% of the time (iterations 4 to 7, 2.00 s each): set train_dataloader.num_workers above 0 '
+        '(8 cores for each process); keep decoded images, train_dataloader.dataset.pipeline.0.cache_dir=FOLDER '
+        '(docs/train.md).'
+    )
+
+
+def test_neither_evaluation_nor_a_little_waiting_is_warned_of(warnings_of):
+    assert warnings_of(0.1) == []  # 0.2 of 1.2 seconds
+
+
+def test_what_is_set_already_is_not_advised(warnings_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_wait, 'usable_cores', lambda: 0)
+    [line] = warnings_of(0.5, **{'train_dataloader.dataset.pipeline.0.cache_dir': str(tmp_path / 'images')})
+    assert line.endswith('0 workers share 0 cores: use more cores.')
+    assert list((tmp_path / 'images').glob('*.pixels'))
+
+
+def test_workers_that_start_again_each_epoch_are_mentioned(small_config):
+    config = small_config(**{'train_dataloader.num_workers': 1})
+    assert any(
+        'persistent_workers=True' in cure for cure in data_wait.cures(Runner.build_dataloader(config.train_dataloader))
+    )
+
+
+@pytest.mark.parametrize('wrong', [dict(warmup=0), dict(window=0), dict(fraction=1.0)])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match='warmup and window are at least 1'):
+        DataWaitHook(**wrong)

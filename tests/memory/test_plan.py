@@ -1,0 +1,136 @@
+"""Predicted peaks of memory, and the settings that are found to fit."""
+
+import argparse
+import re
+import shlex
+
+import pytest
+import torch
+from conftest import ROOT, small_recipe
+from mmengine.config import Config, DictAction
+from mmengine.registry import DefaultScope
+
+from mmseg_eomt.commands import plan
+from mmseg_eomt.memory import predict
+from mmseg_eomt.memory.faked import build
+from mmseg_eomt.memory.report import announce, option_line, too_little
+from mmseg_eomt.memory.search import CONTEXT_BYTES, GAPS, Setting, changed, effective_batch, options_for, settings
+from mmseg_eomt.models import losses
+
+RECIPE = 'eomt_lora_cityscapes.py'
+
+
+def total(config: Config, device: str = 'cuda', **changes) -> int:
+    return sum(predict(changed(config, changes), device, evaluate=False).training.values())
+
+
+@pytest.fixture(scope='module')
+def config() -> Config:
+    return small_recipe(RECIPE, 64)
+
+
+def test_weights_gradients_and_optimizer_are_counted_exactly(config):
+    config = changed(config, {'custom_hooks': []})
+    parts = predict(config, 'cpu', evaluate=False).training
+    model_bytes = 4 * sum(map(torch.Tensor.numel, _model(config).parameters()))
+    assert parts['gradients'] == model_bytes  # accumulated ones are there all the time
+    assert 0 <= parts['optimizer'] - 2 * model_bytes < 4096  # and a count of steps per parameter
+    assert 0 <= parts['weights'] - model_bytes < 4096  # and buffers
+
+
+def _model(config: Config) -> torch.nn.Module:
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return build(config)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_a_prediction_draws_nothing_and_leaves_no_trace(config, device):
+    state, assign = torch.get_rng_state(), losses.assign
+    first = predict(config, device)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert losses.assign is assign
+    assert first == predict(config, device) and min(map(len, (first.training, first.evaluation))) > 3
+
+
+def test_what_saves_memory_is_predicted_to_save_it(config):
+    plain = total(config, **{'train_dataloader.batch_size': 4})
+    assert total(config, **{'train_dataloader.batch_size': 8}) > 1.5 * plain
+    for saving in (
+        {'model.vit.with_cp': True},
+        {'model.decode_head.masks_with_cp': True},
+        {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
+    ):
+        assert total(config, **saving) < plain
+    assert total(config, **{'custom_hooks.0.base_precision': 'bf16', 'train_dataloader.batch_size': 1}) < total(
+        config, **{'train_dataloader.batch_size': 1}
+    )
+
+
+def test_every_setting_keeps_images_and_steps(config):
+    steps = config.train_cfg.max_iters / config.optim_wrapper.accumulative_counts
+    found = list(settings(config))
+    assert {s.batch * s.accumulation for s in found} == {16} and len({s.batch for s in found}) == 5
+    assert {s.recomputed for s in found} == {'nothing', 'masks', 'all'}
+    for setting in found:
+        new = changed(config, options_for(config, setting))
+        assert effective_batch(new) == 16
+        assert new.train_cfg.max_iters / new.optim_wrapper.accumulative_counts == steps
+        assert new.auto_scale_lr.base_batch_size == setting.batch
+    with pytest.raises(ValueError, match='3 GPUs do not divide the 16 images'):
+        next(settings(config, gpus=3))
+
+
+def test_iterations_of_schedules_and_hooks_are_scaled_and_fractions_are_not(config):
+    hooks = [dict(type='MaskAnnealingHook', start_iters=[0.25, 100], end_iters=[0.5, 200])]
+    config = changed(config, {'custom_hooks': hooks})
+    options = options_for(config, Setting(1, 16, 'nothing', 'fp32', None))
+    assert options['custom_hooks.0.start_iters'] == [0.25, 400] and options['custom_hooks.0.end_iters'] == [0.5, 800]
+    assert option_line(options).startswith('--cfg-options train_dataloader.batch_size=1 ')
+
+
+def test_the_printed_line_is_a_setting_that_fits(config, config_file, in_process):
+    file = config_file(changed(config, {'work_dir': 'run'}))
+    printed = in_process(plan.main, file, '--gpu-memory', 0.66, '--precision', 'fp32')
+    line = re.search(r'^--cfg-options .*$', printed, re.M)[0]
+    options = argparse.ArgumentParser()
+    options.add_argument('--cfg-options', nargs='+', action=DictAction)
+    chosen = changed(config, options.parse_args(shlex.split(line)).cfg_options)
+    assert effective_batch(chosen) == 16 and predict(chosen).peak <= 0.66e9 * 0.95 - 0.6e9
+    assert 'No setting fits 0.6 GB' in in_process(plan.main, file, '--gpu-memory', 0.6, check=False)
+
+
+def test_a_config_without_a_model_or_a_crop_is_refused(config, in_process, tmp_path):
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    assert 'The config has no model' in in_process(plan.main, tmp_path / 'empty.py', check=False)
+    config = changed(config, {'train_pipeline': [], 'model.vit.img_size': None})
+    with pytest.raises(ValueError, match='does not say how large training images are'):
+        predict(config)
+
+
+def test_a_run_logs_its_peak_where_it_is_asked_to(config):
+    lines: list[str] = []
+
+    class Log:
+        info = warning = lines.append
+
+    class Run:
+        cfg, logger, model = changed(config, {'plan_memory': True}), Log, torch.nn.Linear(2, 2)
+
+    announce(Run)
+    assert re.search(r'Predicted peak of memory: 0\.\d GB in training', lines[0])
+    Run.cfg = config
+    announce(Run)
+    assert len(lines) == 1  # on a CPU not by default
+    assert 'python tools/plan.py my.py --gpu-memory 8' in too_little(9.0, 8.0, 'my.py')
+
+
+def test_another_head_of_the_toolbox_is_predicted_too(config):
+    head = dict(type='FCNHead', in_channels=32, in_index=0, channels=16, num_classes=19, _delete_=True)
+    config = changed(config, {'model.vit.num_joint_blocks': 0, 'model.decode_head': head, 'custom_hooks': []})
+    parts = predict(config).training
+    assert parts['backbone'] and parts['losses'] and 'mask module' not in parts
+
+
+def test_the_page_names_what_is_assumed():
+    text = (ROOT / 'docs/memory.md').read_text(encoding='utf-8')
+    assert f'{CONTEXT_BYTES / 1e9:.1f} GB' in text and f'{GAPS:.0%}'.replace('%', ' %') in text
