@@ -25,7 +25,7 @@ from mmseg_eomt.engine.adapter_hooks import FrozenNormsHook, MergeForEvaluationH
 from mmseg_eomt.engine.data_starts import look_at_data
 from mmseg_eomt.engine.lora_base import bring_base, config_of_run, read_start
 from mmseg_eomt.engine.runner_state import is_resuming, is_training, segmentor_of
-from mmseg_eomt.engine.sharding import check_shardable, shard_base
+from mmseg_eomt.engine.sharding import check_shardable, hide_shards_once, shard_base
 from mmseg_eomt.whole import whole_file
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
@@ -151,14 +151,15 @@ class LoRAHook(Hook):
         noted = functools.partial(note, adapters, self.trainable_modules, base, base_precision=self.base_precision)
         slim = SlimCheckpointHook(base, noted, self.save, self.save_adapter)
         if training:
-            self._begin_training(runner, slim)
+            self._begin_training(runner, slim, shards)
         elif self.base_precision == 'fp32' and not shards:
             runner.register_hook(MergeForEvaluationHook(), priority=self.priority)
         report(runner, matches, slim.dropped(model), self._warn_unmatched)
         self._report_blocks(runner, model)
 
-    def _begin_training(self, runner: Runner, slim: SlimCheckpointHook) -> None:
-        segmentor_of(runner).init_weights = _already_done
+    def _begin_training(self, runner: Runner, slim: SlimCheckpointHook, shards: bool) -> None:
+        model = segmentor_of(runner)
+        model.init_weights = functools.partial(hide_shards_once, model) if shards else _already_done
         rebuild_optimizer(runner)
         slim.check(runner)
         runner.register_hook(slim)

@@ -104,16 +104,22 @@ def sharded_candidates(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Block)}
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's base is sharded."""
-    return any(is_shard(parameter) for parameter in model.parameters())
-
-
 def is_shard(value: Tensor) -> bool:
     """Whether a parameter is a process's part of a sharded one."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, DTensor)
+
+
+def hide_shards_once(model: nn.Module) -> None:
+    """Leave shards out of the next ``state_dict``: a Runner broadcasts each entry once weights are initialised."""
+
+    def hide(_module: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
+        handle.remove()
+        for name in [name for name, value in state_dict.items() if is_shard(value)]:
+            del state_dict[name]
+
+    handle = model.register_state_dict_post_hook(hide)
 
 
 def local_bytes(value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from mmseg_eomt.memory.iterations import scaled
 from mmseg_eomt.memory.predict import predict
 from mmseg_eomt.models.query_head import QueryHead
 
@@ -21,9 +22,8 @@ BASE_TIME = {'fp32': 1.0, 'bf16': 1.0, '8bit': 1.2, '4bit': 1.3}
 # of a GPU's memory, what tensors cannot have: CUDA and its libraries, and gaps of the allocator
 CONTEXT_BYTES = 0.6e9
 GAPS = 0.05
-NEARLY = (
-    0.95  # of a peak that a line through those of smaller batches gives: what is above the limit even so is not looked at
-)
+# of a peak that a line through those of smaller batches gives: what is above the limit even so is not looked at
+NEARLY = 0.95
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def settings(config: Config, gpus: int = 1, precisions: Sequence[str] = ('bf16',
         raise ValueError(f'{gpus} GPUs do not divide the {images} images of an optimizer step.')
     per_gpu = images // gpus
     batches = [batch for batch in range(1, per_gpu + 1) if per_gpu % batch == 0]
-    bases = (None,) if lora_hook(config) is None else ('fp32', 'bf16')
+    bases = (None,) if lora_hook_index(config) is None else ('fp32', 'bf16')
     levels = ['nothing', *(level for level in ('masks', 'all') if level in checkpointing(config))]
     for batch, recomputed, precision, base in itertools.product(batches, levels, precisions, bases):
         yield Setting(batch, per_gpu // batch, recomputed, precision, base)
@@ -132,7 +132,7 @@ def effective_batch(config: Config) -> int:
     return config.train_dataloader.batch_size * config.optim_wrapper.get('accumulative_counts', 1)
 
 
-def lora_hook(config: Config) -> int | None:
+def lora_hook_index(config: Config) -> int | None:
     """The place of the LoRAHook among the custom hooks."""
     hooks = config.get('custom_hooks') or ()
     return next((place for place, hook in enumerate(hooks) if hook.get('type') == 'LoRAHook'), None)
@@ -158,7 +158,7 @@ def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, An
     if (setting.batch, setting.accumulation) != old:
         options['train_dataloader.batch_size'] = setting.batch
         options['optim_wrapper.accumulative_counts'] = setting.accumulation
-        options.update(_scaled(config, setting.accumulation / old[1]))
+        options.update(scaled(config, setting.accumulation / old[1]))
     if (config.get('auto_scale_lr') or {}).get('base_batch_size', setting.batch * gpus) != setting.batch * gpus:
         options['auto_scale_lr.base_batch_size'] = setting.batch * gpus
     for level, name in checkpointing(config).items():
@@ -167,34 +167,8 @@ def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, An
     if setting.precision == 'bf16':
         options['optim_wrapper.type'], options['optim_wrapper.dtype'] = 'AmpOptimWrapper', 'bfloat16'
     elif config.optim_wrapper.get('type') == 'AmpOptimWrapper':
-        options['optim_wrapper.type'] = 'OptimWrapper'
-    place = lora_hook(config)
+        options['optim_wrapper.dtype'] = 'float32'  # its loss_scale and dtype are nothing that an OptimWrapper takes
+    place = lora_hook_index(config)
     if place is not None and setting.base != config.custom_hooks[place].get('base_precision', 'fp32'):
         options[f'custom_hooks.{place}.base_precision'] = setting.base
     return options
-
-
-def _scaled(config: Config, factor: float) -> dict[str, Any]:
-    """All that the config counts in iterations, for steps of another number of them."""
-    found: dict[str, Any] = {}
-    groups: list[tuple[str, Any, tuple[str, ...]]] = [
-        ('train_cfg', config.get('train_cfg'), ('max_iters', 'val_interval', 'val_begin')),
-        ('default_hooks.checkpoint', (config.get('default_hooks') or {}).get('checkpoint'), ('interval',)),
-    ]
-    schedulers = config.get('param_scheduler') or ()
-    schedulers = schedulers if isinstance(schedulers, (list, tuple)) else ()
-    groups += [(f'param_scheduler.{i}', scheduler, ('begin', 'end')) for i, scheduler in enumerate(schedulers)]
-    hooks = config.get('custom_hooks') or ()
-    groups += [(f'custom_hooks.{i}', hook, ('start_iters', 'end_iters', 'begin_iter')) for i, hook in enumerate(hooks)]
-    for prefix, group, names in groups:
-        for name in names:
-            value = group.get(name) if isinstance(group, Mapping) else None
-            new = [_times(v, factor) for v in value] if isinstance(value, (list, tuple)) else _times(value, factor)
-            if new != (list(value) if isinstance(value, tuple) else value):
-                found[f'{prefix}.{name}'] = new
-    return found
-
-
-def _times(value: Any, factor: float) -> Any:
-    """A number of iterations for another accumulation; fractions of a run stay."""
-    return max(1, round(value * factor)) if isinstance(value, int) and not isinstance(value, bool) and value else value

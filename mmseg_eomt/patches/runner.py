@@ -18,7 +18,7 @@ from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
-from mmseg_eomt.engine.sharding import is_sharded, waits_for_shards
+from mmseg_eomt.engine.sharding import waits_for_shards
 from mmseg_eomt.memory.report import announce
 from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.patches import patch
@@ -28,7 +28,6 @@ def apply() -> None:
     """Apply these patches; a second call changes nothing."""
     patch_train()
     patch_wrap_model()
-    patch_init_weights()
     patch_call_hook()
     patch_build_dataloader()
     patch_compile()
@@ -66,22 +65,6 @@ def _after_sharding(wrap: Callable) -> Callable:
         return model if waits_for_shards(self) else wrap(self, model_wrapper_cfg, model)
 
     return wrap_model
-
-
-def patch_init_weights() -> None:
-    """Let a Runner leave the weights of a model alone whose base is sharded: they are in, and it would broadcast the parts.
-
-    Goes when mmengine broadcasts what is whole alone.
-    """
-    patch(Runner, '_init_model_weights', _unless_sharded)
-
-
-def _unless_sharded(init: Callable) -> Callable:
-    def init_model_weights(self: Runner) -> None:
-        if not is_sharded(segmentor_of(self)):
-            init(self)
-
-    return init_model_weights
 
 
 def patch_call_hook() -> None:
