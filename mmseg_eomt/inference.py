@@ -57,7 +57,12 @@ def load_model(
 
 def for_prediction(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A copy of a test pipeline that keeps no decoded images: those to predict are read once, or come as arrays."""
-    return copy.deepcopy([{key: step[key] for key in step if key not in ('cache_dir', 'cache_size')} for step in pipeline])
+    pipeline = copy.deepcopy(list(pipeline))
+    for step in pipeline:
+        if step['type'] == 'LoadImageFromFile':
+            step.pop('cache_dir', None)
+            step.pop('cache_size', None)
+    return pipeline
 
 
 def _class_meta(model: BaseSegmentor, dataset: dict[str, Any], checkpoint: str) -> dict[str, list]:

@@ -56,22 +56,21 @@ def test_without_colours_it_equals_the_five_transforms_to_the_last_bit(shape, cr
 
 
 @pytest.mark.parametrize(
-    ('low', 'high', 'jitter', 'largest', 'mean'),
+    ('low', 'high', 'jitter', 'quantile', 'largest', 'mean'),
     [
-        (60, 140, dict(hue=0), 3, 0.2),  # nothing clips, the hue stays: rounding alone
-        (0, 255, dict(), 255, 0.6),  # edges of the strongest colours: few pixels
+        (60, 140, dict(hue=0), 1, 3, 0.2),  # nothing clips, the hue stays: rounding alone
+        (0, 255, dict(), 0.99, 4, 0.6),  # more at edges of the strongest colours: few pixels
     ],
 )
-def test_with_colours_it_draws_the_same_and_differs_by_a_rounding(low, high, jitter, largest, mean):
+def test_with_colours_it_draws_the_same_and_differs_by_a_rounding(low, high, jitter, quantile, largest, mean):
     old, new, data = five_transforms(), EoMTAugment(CROP, jitter=jitter), sample((160, 320), low, high)
     old.transforms[0] = type(old.transforms[0])(**jitter)
     for seed in range(40):
         expected, got = run(old, seed, data), run(new, seed, data)
         assert np.array_equal(got['gt_seg_map'], expected['gt_seg_map'])
         difference = np.abs(got['img'].astype(int) - expected['img'])
-        assert difference.max() <= largest
+        assert np.quantile(difference, quantile) <= largest
         assert difference.mean() <= mean
-        assert (difference > 4).mean() < 0.01
         assert np.random.rand() == (run(old, seed, data), np.random.rand())[1]  # as many numbers were drawn
 
 
@@ -117,6 +116,7 @@ def test_an_image_without_labels_and_one_number_as_a_size():
         (dict(crop_size=(1, 2, 3)), r'crop_size is one number of pixels or two, \(rows, columns\), got \(1, 2, 3\)'),
         (dict(crop_size=0), 'crop_size is one number'),
         (dict(crop_size=8, ratio_range=(2.0, 0.5)), 'the smaller one first, got'),
+        (dict(crop_size=8, pad_val=dict(img=(0, 0, 0))), 'pad_val is a whole number for img'),
         (dict(crop_size=8, flip_prob=1.5), 'flip_prob is from 0 to 1, got 1.5'),
         (dict(crop_size=8, jitter=dict(contrast=2)), 'must be from 0 to 1'),
     ],

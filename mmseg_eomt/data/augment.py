@@ -60,6 +60,8 @@ class EoMTAugment(BaseTransform):
             raise ValueError(f'ratio_range is two factors above 0, the smaller one first, got {ratio_range!r}.')
         if not 0 <= flip_prob <= 1:
             raise ValueError(f'flip_prob is from 0 to 1, got {flip_prob!r}.')
+        if not all(isinstance(value, int) for value in pad_val.values()) or not pad_val.keys() <= {'img', 'seg'}:
+            raise ValueError(f'pad_val is a whole number for img, seg or both, got {pad_val!r}.')
         self.crop_size, self.ratio_range, self.flip_prob = sides, tuple(ratio_range), flip_prob
         self.jitter = None if jitter is None else EoMTColorJitter(**jitter)
         self.pad_val = dict(img=0, seg=255) | pad_val

@@ -98,8 +98,8 @@ def apply_changes(image: np.ndarray, changes: list[Change], whole: np.ndarray | 
     """Change the colours of an image, or of a part of one.
 
     Contrast is about the mean of the whole image, with what has changed before. Where the image is a part, that is the mean
-    of all pixels of the whole, moved by as much as a sample of them is moved by the changes before: exact where contrast
-    comes first, and without an error that does not average out elsewhere.
+    of all pixels of the whole, moved by as much as a sample of them is moved by the changes before: exact to rounding where
+    contrast comes first, and without an error that does not average out elsewhere.
 
     Args:
         image: (H, W, 3), uint8 BGR.
