@@ -14,35 +14,54 @@ from transformers import EomtConfig, EomtForUniversalSegmentation
 
 from mmseg_eomt.adapters.config import lora_config
 from mmseg_eomt.adapters.inject import inject
-from mmseg_eomt.models.arch import ARCHS
+from mmseg_eomt.models.arch import get_arch
 from mmseg_eomt.models.eomt_head import EoMTHead
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.weights.checkpoint import from_segmentor, recognise
 
+Arch = str | dict
 CLASSES, QUERIES, JOINT = 19, 100, 4
+POINTS = 12544  # at which a mask is compared
 NEW_PARTS = [f'decode_head.{part}' for part in ('query_embed', 'class_head', 'mask_head', 'upscale')]
 
 
-def lowered(image: Tensor) -> contextlib.AbstractContextManager:
-    """bf16 for a forward pass on a GPU."""
-    return torch.autocast('cuda', torch.bfloat16) if image.is_cuda else contextlib.nullcontext()
+class Candidate(nn.Module):
+    """What is measured: ``scores`` of an image (B, K, H, W), and the ``loss`` of a training step."""
 
+    low = False  # autocast to bf16
 
-class Ours(nn.Module):
-    """Backbone and head, as the stock EncoderDecoder holds them."""
+    def precision(self, image: Tensor) -> contextlib.AbstractContextManager:
+        return torch.autocast(image.device.type, torch.bfloat16) if self.low else contextlib.nullcontext()
 
-    def __init__(self, arch: str, side: int) -> None:
-        super().__init__()
-        self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
-        self.decode_head = EoMTHead(CLASSES, arch, num_joint_blocks=JOINT, num_queries=QUERIES)
+    def mask(self, on: bool) -> None:
+        """Whether queries are masked where the mode does not say so; ours are in training alone."""
 
     def scores(self, image: Tensor) -> Tensor:
-        with lowered(image):
+        raise NotImplementedError
+
+    def loss(self, image: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Ours(Candidate):
+    """Backbone and head, as the stock EncoderDecoder holds them."""
+
+    def __init__(self, arch: Arch, side: int, num_classes: int = CLASSES, num_queries: int | None = None) -> None:
+        super().__init__()
+        self.backbone = EoMTViT(arch, side, num_joint_blocks=JOINT)
+        self.decode_head = EoMTHead(
+            num_classes, arch, num_joint_blocks=JOINT, num_queries=num_queries or QUERIES, num_points=POINTS
+        )
+        for parameter in self.parameters():  # LayerScale begins near 0, where no block would count
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
+
+    def scores(self, image: Tensor) -> Tensor:
+        with self.precision(image):
             return self.decode_head.predict(self.backbone(image), [dict(img_shape=tuple(image.shape[-2:]))], {})
 
     def loss(self, image: Tensor, labels: Tensor) -> Tensor:
         samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
-        with lowered(image):
+        with self.precision(image):
             losses = self.decode_head.loss(self.backbone(image), samples, {})
             return sum(value for name, value in losses.items() if 'loss' in name)
 
@@ -50,12 +69,12 @@ class Ours(nn.Module):
         self.backbone.with_cp = self.decode_head.with_cp = again
 
 
-class Theirs(nn.Module):
+class Theirs(Candidate):
     """Hugging Face's model, and the per-pixel scores by the formula as it is written."""
 
-    def __init__(self, arch: str, side: int) -> None:
+    def __init__(self, arch: Arch, side: int) -> None:
         super().__init__()
-        size = ARCHS[arch]
+        size = get_arch(arch)
         self.model = EomtForUniversalSegmentation(
             EomtConfig(
                 hidden_size=size.embed_dims,
@@ -64,21 +83,30 @@ class Theirs(nn.Module):
                 num_blocks=JOINT,
                 num_labels=CLASSES,
                 num_queries=QUERIES,
+                train_num_points=POINTS,
                 image_size=side,
                 attn_implementation='sdpa',
             )
         )
 
+    def mask(self, on: bool) -> None:
+        self.model.attn_mask_probs.fill_(float(on))
+
     def scores(self, image: Tensor) -> Tensor:
-        with lowered(image):
+        with self.precision(image):
             out = self.model(image)
             return scores_as_written(out.masks_queries_logits, out.class_queries_logits, image.shape[-2:])
 
     def loss(self, image: Tensor, labels: Tensor) -> Tensor:
-        classes = [label.unique() for label in labels]
-        masks = [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)]
-        with lowered(image):
+        masks, classes = binary_masks(labels)
+        with self.precision(image):
             return self.model(image, mask_labels=masks, class_labels=classes).loss
+
+
+def binary_masks(labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Each image's masks (n, H, W) and their classes (n,)."""
+    classes = [label.unique() for label in labels]
+    return [torch.stack([(label[0] == c).float() for c in present]) for label, present in zip(labels, classes)], classes
 
 
 def scores_as_written(masks: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -90,12 +118,11 @@ def weighted_as_written(masks: Tensor, weights: Tensor, size: tuple[int, int]) -
     return torch.einsum('bqc,bqhw->bchw', weights, masks.sigmoid())
 
 
-def models(arch: str, side: int, device: str) -> tuple[Ours, Theirs]:
-    """Both with the same weights, in training, with every query masked in every joint block."""
+def models(arch: Arch, side: int, device: str, low: bool | None = None) -> tuple[Ours, Theirs]:
+    """Both with the same weights, in training, with every query masked in every joint block; on a GPU in bf16."""
     torch.manual_seed(0)
     ours, theirs = Ours(arch, side), Theirs(arch, side)
-    for parameter in ours.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    ours.low = theirs.low = device == 'cuda' if low is None else low
     weights = recognise(theirs.model.state_dict()).write(from_segmentor(ours.state_dict()))
     weights['attn_mask_probs'].fill_(1)
     missing, unexpected = theirs.model.load_state_dict(weights, strict=False)
@@ -103,10 +130,10 @@ def models(arch: str, side: int, device: str) -> tuple[Ours, Theirs]:
     return ours.to(device).train(), theirs.to(device).train()
 
 
-def example(side: int, batch: int, device: str) -> tuple[Tensor, Tensor]:
+def example(side: int, batch: int, device: str, num_classes: int = CLASSES) -> tuple[Tensor, Tensor]:
     """Images (B, 3, side, side) and labels (B, 1, side, side) in 8×8 blocks."""
     generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(0, CLASSES, (batch, 1, 8, 8), generator=generator).float()
+    labels = torch.randint(0, num_classes, (batch, 1, 8, 8), generator=generator).float()
     labels = F.interpolate(labels, (side, side)).long()
     return torch.randn(batch, 3, side, side, generator=generator).to(device), labels.to(device)
 
@@ -123,26 +150,26 @@ def with_lora(ours: Ours, theirs: Theirs) -> tuple[Ours, Theirs]:
     return ours, theirs
 
 
-def step(model: Ours | Theirs, image: Tensor, labels: Tensor) -> None:
+def step(model: Candidate, image: Tensor, labels: Tensor) -> None:
     """Forward, losses of all layers, backward; the gradients are let go, so that each step's memory includes its own."""
     model.loss(image, labels).backward()
     model.zero_grad(set_to_none=True)
 
 
-def check_scores(ours: Ours, theirs: Theirs, image: Tensor) -> float:
+def check_scores(ours: Ours, theirs: Candidate, image: Tensor) -> float:
     """Largest difference of the class scores over the largest score, without masks; ends the run where they differ."""
-    theirs.model.attn_mask_probs.zero_()
+    theirs.mask(False)
     with torch.no_grad():
         expected = theirs.eval().scores(image)
         error = float((ours.eval().scores(image) - expected).abs().max() / expected.abs().max())
-    theirs.model.attn_mask_probs.fill_(1)
-    limit = 1e-4 if expected.dtype == torch.float32 else 5e-2
+    theirs.mask(True)
+    limit = 5e-2 if ours.low else 1e-4
     if not error < limit:
         sys.exit(f'The class scores differ by {error:.1e} of the largest: there is nothing to time.')
     return error
 
 
-def check_losses(ours: Ours, theirs: Theirs, image: Tensor, labels: Tensor) -> float:
+def check_losses(ours: Ours, theirs: Candidate, image: Tensor, labels: Tensor) -> float:
     """Relative difference of the losses of a masked training step, each at random points of its own."""
     with torch.no_grad():
         expected = float(theirs.train().loss(image, labels))

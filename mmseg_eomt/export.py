@@ -21,6 +21,7 @@ from mmseg_eomt.adapters.merge import merge
 from mmseg_eomt.adapters.names import tuner_layers
 from mmseg_eomt.anomaly.results.outputs import GraphOutputs
 from mmseg_eomt.inference import is_rgb
+from mmseg_eomt.onnx_operators import onnxruntime_operators
 from mmseg_eomt.whole import whole_file
 
 OPSET = 18
@@ -162,18 +163,24 @@ def to_program(module: ImageToScores, size: Sequence[int] | None = None, batch: 
 
 @contextmanager
 def whole_model(path: str | Path) -> Iterator[Path]:
-    """Write an exported model as a whole (:func:`~.whole.whole_file`), with the weights that ONNX puts beside it.
+    """Write an exported model as a whole (:func:`~.whole.whole_file`), with the weights that some formats put beside it.
 
     They take their place first, and a file that was there before goes before that: at no time does it stand beside weights
     of another.
     """
     with whole_file(path) as new:
         yield new
-        weights = new.with_name(f'{new.name}.data')
-        if weights.exists():
-            Path(path).unlink(missing_ok=True)
-            with whole_file(f'{path}.data') as new_weights:
-                os.replace(weights, new_weights)
+        for weights in weights_beside(new):
+            if weights.exists():
+                Path(path).unlink(missing_ok=True)
+                with whole_file(Path(path).with_name(weights.name)) as new_weights:
+                    os.replace(weights, new_weights)
+
+
+def weights_beside(path: Path) -> tuple[Path, ...]:
+    """Where the format of a file may put weights beside it."""
+    names = {'.onnx': f'{path.name}.data', '.xml': f'{path.stem}.bin'}
+    return tuple(path.with_name(name) for suffix, name in names.items() if path.suffix == suffix)
 
 
 def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str, str]) -> None:
@@ -183,7 +190,11 @@ def save_program(program: ExportedProgram, path: str | Path, metadata: dict[str,
 
 
 def save_onnx(
-    program: ExportedProgram, path: str | Path, metadata: dict[str, str], outputs: Sequence[str] = ('scores',)
+    program: ExportedProgram,
+    path: str | Path,
+    metadata: dict[str, str],
+    outputs: Sequence[str] = ('scores',),
+    for_onnxruntime: bool = False,
 ) -> None:
     """Write a program as ONNX (opset 18), metadata included, and have onnx check it.
 
@@ -192,9 +203,12 @@ def save_onnx(
         path: Of the file; weights of more than 1.5 GB go into a second one beside it, ``.data`` appended to its name.
         metadata: For ``metadata_props``.
         outputs: Names of the program's outputs. Default: ``('scores',)``.
+        for_onnxruntime: Whether attention and GELU are ONNX Runtime's own operators, which are faster on a CPU; nothing else
+            reads such a file. Default: False.
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ValueError: If ``for_onnxruntime`` does not take the model's attention.
     """
     check_onnx_packages()
     import onnx
@@ -208,8 +222,22 @@ def save_onnx(
             warnings.simplefilter('ignore')
             exported = cast(
                 ONNXProgram,
-                torch.onnx.export(program, dynamo=True, opset_version=OPSET, output_names=list(outputs), verbose=False),
+                torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    opset_version=OPSET,
+                    output_names=list(outputs),
+                    verbose=False,
+                    custom_translation_table=onnxruntime_operators() if for_onnxruntime else None,
+                ),
             )
+    except torch.onnx.OnnxExporterError as error:
+        if not for_onnxruntime:
+            raise
+        reason = str(error.__cause__ or error).split('\n')[0]
+        raise ValueError(
+            f'The graph cannot be written with operators of ONNX Runtime: omit --onnxruntime. ({reason})'
+        ) from error
     finally:
         logger.setLevel(level)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):

@@ -44,7 +44,7 @@ def load_model(
     dataset = settings.test_dataloader.dataset
     while 'pipeline' not in dataset:  # concatenated or repeated
         dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
-    settings.test_pipeline = copy.deepcopy(dataset['pipeline'])
+    settings.test_pipeline = for_prediction(dataset['pipeline'])
     model = init_model(settings, checkpoint, device=device or get_device())
     model.dataset_meta = _class_meta(model, dataset, checkpoint)
     if tuner_layers(model):
@@ -53,6 +53,16 @@ def load_model(
         except ValueError as error:
             print_log(f'Adapters were not merged: {error}', logger='current')
     return model
+
+
+def for_prediction(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A copy of a test pipeline that keeps no decoded images: those to predict are read once, or come as arrays."""
+    pipeline = copy.deepcopy(list(pipeline))
+    for step in pipeline:
+        if step['type'] == 'LoadImageFromFile':
+            step.pop('cache_dir', None)
+            step.pop('cache_size', None)
+    return pipeline
 
 
 def _class_meta(model: BaseSegmentor, dataset: dict[str, Any], checkpoint: str) -> dict[str, list]:

@@ -23,9 +23,8 @@ TORCH = os.environ.get('TORCH') or re.search(r'^TORCH \?= (\S+)', MAKEFILE, re.M
 
 def others(asked: list[str]) -> list[str]:
     """What is asked for besides the toolbox, which the forks replace."""
-    return [
-        name for name, extra in map(parts, asked) if not name.startswith('mm') and extra in ('', 'test', 'export', 'anomaly')
-    ]
+    extras = ('', 'test', 'export', 'openvino', 'anomaly', 'png')
+    return [name for name, extra in map(parts, asked) if not name.startswith('mm') and extra in extras]
 
 
 def oldest(asked: list[str]) -> list[str]:

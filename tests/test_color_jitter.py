@@ -1,10 +1,11 @@
 """The recipe's colour augmentation."""
 
+import mmcv
 import numpy as np
 import pytest
 from mmseg.registry import TRANSFORMS
 
-from mmseg_eomt.data.transforms import EoMTColorJitter
+from mmseg_eomt.data.color_jitter import Change, EoMTColorJitter, apply_changes
 
 
 def gradient() -> np.ndarray:
@@ -51,6 +52,16 @@ def test_hue_turns_by_at_most_its_degrees_and_grey_stays():
     assert 60 < turned[:, 1].max() <= 0.3 * 255 + 6
     grey = np.full((2, 2, 3), 77, np.uint8)
     assert all((apply(jitter, grey, seed) == 77).all() for seed in range(20))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'toolbox'),
+    [('brightness', mmcv.adjust_brightness), ('contrast', mmcv.adjust_contrast), ('saturation', mmcv.adjust_color)],
+)
+def test_each_factor_does_what_the_toolboxs_function_does_to_the_last_bit(kind, toolbox):
+    img = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    for factor in (0.5, 0.873, 1.0, 1.1254, 1.5):
+        assert np.array_equal(apply_changes(img, [Change(kind, factor)]), toolbox(img, factor))
 
 
 def test_with_all_at_zero_nothing_changes():

@@ -103,8 +103,7 @@ def test_a_recipe_has_the_published_numbers(name):
         model.data_preprocessor.size,
         model.test_cfg.crop_size,
         model.test_cfg.stride,
-        *(step.get('crop_size', (side, side)) for step in config.train_dataloader.dataset.pipeline),
-        next(step.scale for step in config.train_dataloader.dataset.pipeline if step.type == 'RandomResize'),
+        next(step.crop_size for step in config.train_dataloader.dataset.pipeline if step.type == 'EoMTAugment'),
     ):
         assert tuple(size) == (side, side)
 

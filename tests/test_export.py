@@ -25,6 +25,7 @@ from mmseg_eomt.export import (
     to_program,
     whole_model,
 )
+from mmseg_eomt.models import graph_scores
 from mmseg_eomt.models.resize import _resized_by_products, resize_pos_embed
 
 exporting = pytest.mark.skipif(
@@ -136,9 +137,13 @@ def test_a_program_that_is_half_written_is_not_there(tmp_path, monkeypatch):
 
 
 @exporting
-def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path):
+@pytest.mark.parametrize('for_onnxruntime', [False, True], ids=['standard', 'own operators'])
+def test_a_fixed_size_need_not_be_whole_patches(make_module, tmp_path, monkeypatch, for_onnxruntime):
+    monkeypatch.setattr(graph_scores, 'STRIP_ELEMENTS', 10**4)
     module = make_module()
-    save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {})
+    save_onnx(to_program(module, (50, 77), 1), tmp_path / 'model.onnx', {}, for_onnxruntime=for_onnxruntime)
+    nodes = {node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node}
+    assert ({'MultiHeadAttention', 'Gelu'} <= nodes) == for_onnxruntime
     image = images(1, 50, 77)
     assert relative_error(load_onnx(tmp_path / 'model.onnx')(image), module(image)) < 1e-5
     (shape,) = (value.type.tensor_type.shape for value in onnx.load(tmp_path / 'model.onnx').graph.input)
@@ -252,10 +257,12 @@ def test_a_file_that_fails_the_check_is_not_kept(lora, tmp_path):
 
 def test_mistakes_end_with_one_sentence(tmp_path):
     (tmp_path / 'there.onnx').touch()
+    (tmp_path / 'beside.bin').touch()
     (tmp_path / 'onnxscript.py').write_text('raise ModuleNotFoundError("No module named \'onnxscript\'")\n')
     for out, message in (
-        ('model.pth', r'OUT must end in \.onnx \(ONNX\) or \.pt2 \(torch\.export\), got '),
-        ('there.onnx', 'is there already'),
+        ('model.pth', r'OUT must end in \.onnx \(ONNX\), \.pt2 \(torch\.export\) or \.xml \(OpenVINO\), got '),
+        ('there.onnx', r'there\.onnx is there already'),
+        ('beside.xml', r'beside\.bin is there already'),
         ('model.onnx', 'run pip install onnx onnxscript onnxruntime'),
     ):
         path = str(tmp_path)
@@ -273,6 +280,7 @@ def test_the_page_runs(lora, scenes, tmp_path):
         'work_dirs/eomt_lora_demo/iter_200.pth': lora,
         'work_dirs/': f'{tmp_path}/',
         'image.png': next(scenes.glob('leftImg8bit/val/day/*.png')),
+        'data/street_scenes': scenes,
     }
     ran, sizes, names = [], [], {}
     for kind, block in re.findall(r'```(bash|python)\n(.*?)```', PAGE, re.S):
@@ -284,7 +292,12 @@ def test_the_page_runs(lora, scenes, tmp_path):
             continue
         for line in block.strip().splitlines():
             if not line.startswith('pip '):
+                # the small model's weights are random
+                line += ' --agreement 0' if '--int8' in line else ''
                 ran.append(run_tool(*shlex.split(line)[1:]).stdout)
-    assert len(ran) == 4
-    assert sizes == [(64, 128), (2, 320, 640)]
+    assert len(ran) == 7
+    assert sizes == [(64, 128), (64, 128), (2, 320, 640)]
+    (of_int8,) = [output for output in ran if 'int8: ' in output]
+    assert re.search(r'int8: \S+ MB, \S+% of the pixels of the other \d+ get the same class', of_int8)
+    assert re.search(r'PyTorch \S+ ms per image, OpenVINO \(CPU\) \S+ ms, speed-up', of_int8)
     assert set(json.loads(names['extra']['metadata.json'])) == {'input', 'patch_size', 'mean', 'std', 'classes'}

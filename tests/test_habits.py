@@ -24,7 +24,7 @@ WORKFLOW = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text(
 MATRIX = WORKFLOW['jobs']['test']['strategy']['matrix']['include']
 MAKEFILE = (ROOT / 'Makefile').read_text()
 # import names that are not those of a package that pyproject.toml names
-PROVIDED_BY = {'mmseg': 'mmsegmentation', 'PIL': 'pillow', 'mmcv': 'mmcv-lite'}
+PROVIDED_BY = {'mmseg': 'mmsegmentation', 'PIL': 'pillow', 'mmcv': 'mmcv-lite', 'kornia_rs': 'kornia-rs'}
 OPTIONAL = {'cv2', 'bitsandbytes'}  # comes with mmcv, in a build of the user's choice; is asked for where it is used
 
 

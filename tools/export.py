@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a model to ONNX or torch.export: python tools/export.py CONFIG CHECKPOINT OUT."""
+"""Export a model to ONNX, OpenVINO or torch.export: python tools/export.py CONFIG CHECKPOINT OUT."""
 
 from _command import run
 

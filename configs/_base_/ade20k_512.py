@@ -2,7 +2,7 @@
 _base_ = 'data_640.py'
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
-sizes = dict(scale=crop_size, size=crop_size, crop_size=crop_size)
+sizes = dict(size=crop_size, crop_size=crop_size)
 labels = dict(type='LoadAnnotations', reduce_zero_label=True)
 train_pipeline = [
     labels if step.type == 'LoadAnnotations' else {key: sizes.get(key, value) for key, value in step.items()}

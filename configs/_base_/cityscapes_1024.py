@@ -1,7 +1,7 @@
 # As cityscapes_640.py with 1024 in place of 640, so that images are evaluated at their full size: the published pipeline.
 _base_ = 'cityscapes_640.py'
 crop_size = (1024, 1024)
-sizes = dict(scale=crop_size, size=crop_size, crop_size=crop_size)
+sizes = dict(size=crop_size, crop_size=crop_size)
 train_pipeline = [{key: sizes.get(key, value) for key, value in step.items()} for step in _base_.train_pipeline]
 test_pipeline = [{key: sizes.get(key, value) for key, value in step.items()} for step in _base_.test_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -4,11 +4,7 @@ crop_size = (640, 640)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='EoMTColorJitter'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=crop_size, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='Pad', size=crop_size, pad_val=dict(img=0, seg=255)),
-    dict(type='RandomCrop', crop_size=crop_size),
+    dict(type='EoMTAugment', crop_size=crop_size),  # colours, flip, scale, padding, crop
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

@@ -20,6 +20,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3720, max_keep_ckpts=2, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    data_wait=dict(type='DataWaitHook'),  # warns once if training waits for data
     data_check=dict(type='DataCheckHook'),  # every file, before training
     visualization=dict(type='SegVisualizationHook', interval=1),  # every image, with tools/test.py --show-dir
 )

@@ -2,7 +2,7 @@
 _base_ = 'eomt_lora_rba_cityscapes_1024.py'
 load_from = 'work_dirs/eomt_lora_cityscapes/iter_79608.pth'
 crop_size = (640, 640)
-sizes = dict(scale=crop_size, size=crop_size, crop_size=crop_size)
+sizes = dict(size=crop_size, crop_size=crop_size)
 train_pipeline = [
     *_base_.train_pipeline[:3],  # up to the outliers
     *({key: sizes.get(key, value) for key, value in step.items()} for step in _base_.train_pipeline[3:]),

@@ -134,11 +134,17 @@ def sync_new_layers(model: nn.Module) -> None:
     """Put right what PEFT has just added to a model.
 
     Its parts start in training's mode and take that of what they were added to, and they are used where a weight is read.
+    Linear layers with LoRA get a forward pass of less memory.
     """
+    from peft.tuners.lora import Linear
+
     from mmseg_eomt.adapters.attention_lora import adapt_weight_reads
+    from mmseg_eomt.adapters.fused_lora import FusedLinear
 
     adapt_weight_reads(model)
     for layer in tuner_layers(model).values():
+        if type(layer) is Linear:
+            layer.__class__ = FusedLinear
         layer.train(layer.get_base_layer().training)
     wrappers: list[Any] = [module for module in model.modules() if is_wrapper(module)]
     for wrapper in wrappers:

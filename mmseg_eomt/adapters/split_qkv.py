@@ -20,6 +20,8 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
+from mmseg_eomt.adapters.fused_lora import FusedLinear
+
 FUSED = 'qkv'  # the last part of a fused layer's name
 NUM_BLOCKS = 3
 _FROM_DATA = ('eva', 'corda', 'lora_ga')
@@ -69,11 +71,13 @@ class BlockLinear(nn.Linear):
         return torch.cat([F.linear(part, weight) for part, weight in parts], dim=-1)
 
 
-class SplitLinear(Linear):
+class SplitLinear(FusedLinear):
     """PEFT's adapted linear layer, some of whose adapters have three pairs of A and B.
 
     The dropout in front of them is drawn once for the three; on three separate layers PEFT draws it for each.
     """
+
+    plain_b = (nn.Linear, BlockLinear)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The change (3d, d) of the base's weight: each block's product."""

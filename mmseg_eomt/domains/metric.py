@@ -1,5 +1,6 @@
 """IoU of each domain and their mean."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ class DomainIoUMetric(IoUMetric):
     ``save_best='mIoU'`` looks at. ``mIoU/DOMAIN`` and the like are those of a domain: bit for bit what ``IoUMetric``
     gives on it alone, its table of classes in the log. As there, a domain's mean is over the classes that occur in its
     labels or predictions: with SYNTHIA's labels, which have 16 of the 19 classes, over 16 if the model predicts none of
-    the other three.
+    the other three. A domain without any label that counts has no numbers, is warned of, and is not in the means.
 
     Any number of processes gives the same numbers: images that a sampler repeats at the end count once.
 
@@ -59,6 +60,15 @@ class DomainIoUMetric(IoUMetric):
         for domain, areas in by_domain.items():
             print_log(f'{domain} ({len(areas)} images):', 'current')
             found[domain] = super().compute_metrics(areas)
+        empty = [domain for domain, metrics in found.items() if np.isnan(metrics['aAcc'])]
+        if empty:
+            print_log(
+                f'No pixel of {", ".join(empty)} has a label that counts: it is excluded from the means. '
+                f'Check ignore_index and the label map.',
+                'current',
+                logging.WARNING,
+            )
+        counted = [metrics for domain, metrics in found.items() if domain not in empty] or list(found.values())
         keys = sorted(next(iter(found.values())), key=lambda key: key == 'aAcc')  # the first one is save_best='auto'
-        means = {key: round(float(np.mean([metrics[key] for metrics in found.values()])), 2) for key in keys}
+        means = {key: round(float(np.mean([metrics[key] for metrics in counted])), 2) for key in keys}
         return means | {f'{key}/{domain}': metrics[key] for key in keys for domain, metrics in found.items()}

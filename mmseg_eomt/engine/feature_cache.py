@@ -19,15 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmseg_eomt.data.fixed_views import FixedViews, own_random_numbers
+from mmseg_eomt.data.sizes import bytes_of, gigabytes
 from mmseg_eomt.engine.feature_store import (
     DTYPES,
     CachedViews,
     Entry,
     FeatureStore,
-    bytes_of,
     check_room,
     folder_size,
-    gigabytes,
     size_of,
 )
 from mmseg_eomt.engine.frozen_part import Features, FrozenPart
@@ -118,7 +117,7 @@ class FeatureCacheHook(Hook):
         key = dict(
             part.describe(),
             format=FORMAT,
-            data=runner.cfg.train_dataloader.dataset,
+            data=_without_image_cache(runner.cfg.train_dataloader.dataset),
             files=_digest_of_files(images),
             preprocessor={
                 **{name: repr(value) for name, value in vars(preprocessor).items() if not name.startswith('_')},
@@ -189,6 +188,14 @@ class FeatureCacheHook(Hook):
             f'drawn once from the seed {self.seed}; they repeat, and epoch e trains on view e modulo {self.views}.'
             f'{" Rotary positions are not rescaled at random." if rotary else ""} Evaluation does not use the cache.'
         )
+
+
+def _without_image_cache(config: Any) -> Any:
+    """A dataset's config without where decoded images are kept, which changes no pixel."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key not in ('cache_dir', 'cache_size')}
+        return {key: _without_image_cache(value) for key, value in kept.items()}
+    return [_without_image_cache(one) for one in config] if isinstance(config, list | tuple) else config
 
 
 def _digest_of_files(images: Any) -> str:

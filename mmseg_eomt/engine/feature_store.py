@@ -1,6 +1,5 @@
 """Features and labels of fixed views on disk: written in whole files, read through memory mapping."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmseg_eomt.data.sizes import bytes_of, gigabytes
 from mmseg_eomt.whole import whole_file
 
 PER_FILE = 32  # images
@@ -21,7 +21,6 @@ DIFFERENT_SIZES = (
     'Images of different sizes cannot be cached: crop and pad them to one size in the pipeline of train_dataloader, or set '
     'size of data_preprocessor.'
 )
-UNITS = {'MB': 1e6, 'GB': 1e9, 'TB': 1e12}
 
 
 class Entry(NamedTuple):
@@ -202,23 +201,6 @@ def check_room(folder: Path, needed: int, max_size: str) -> None:
 def folder_size(folder: Path) -> int:
     """Bytes of the files in a folder, and in folders there."""
     return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
-
-
-def bytes_of(size: str) -> float:
-    """Bytes of a size such as ``'50GB'``.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?(MB|GB|TB)', str(size))
-    if not found:
-        raise ValueError(f"max_size is a size such as '500MB', '50GB' or '1.5TB', got {size!r}.")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def gigabytes(size: float) -> str:
-    """A size for a message."""
-    return f'{size / 1e9:,.1f} GB' if size >= 1e8 else f'{size / 1e6:,.1f} MB'
 
 
 def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_eomt.adapters.base_weights import without_trained
 from mmseg_eomt.adapters.blocks import block_range, keep_to_blocks
-from mmseg_eomt.adapters.checkpoint import fill_from_model, note, note_of
+from mmseg_eomt.adapters.checkpoint import fill_from_model, left_out, note, note_of
 from mmseg_eomt.adapters.config import lora_config, peft_config
 from mmseg_eomt.adapters.inject import fully_trained_modules, inject
 from mmseg_eomt.adapters.names import adapter_names, plain_name
@@ -25,6 +25,7 @@ from mmseg_eomt.engine.adapter_hooks import FrozenNormsHook, MergeForEvaluationH
 from mmseg_eomt.engine.data_starts import look_at_data
 from mmseg_eomt.engine.lora_base import bring_base, config_of_run, read_start
 from mmseg_eomt.engine.runner_state import is_resuming, is_training, segmentor_of
+from mmseg_eomt.engine.sharding import check_shardable, hide_shards_once, shard_base
 from mmseg_eomt.whole import whole_file
 
 ATTENTION_LAYERS = ('qkv', 'proj', 'q_proj', 'v_proj')
@@ -65,6 +66,8 @@ class LoRAHook(Hook):
             and Rein, in place of one that they share. Default: False.
         base_precision: ``'fp32'``, ``'bf16'``, or ``'8bit'`` and ``'4bit'`` with bitsandbytes: how the frozen linear layers
             are kept in memory. Default: ``'fp32'``.
+        shard_base: Whether each process of a run keeps a part of the frozen weights of the blocks alone, and gathers a block
+            at a time (:mod:`~mmseg_eomt.engine.sharding`). One process keeps all. Default: False.
 
     Raises:
         ImportError: If PEFT is missing and adapters are needed.
@@ -94,6 +97,7 @@ class LoRAHook(Hook):
         save_adapter: bool = False,
         split_qkv: bool = False,
         base_precision: str = 'fp32',
+        shard_base: bool = False,
     ) -> None:
         if save not in ('trainable', 'full'):
             raise ValueError(f"save is 'trainable' or 'full', got {save!r}.")
@@ -109,6 +113,7 @@ class LoRAHook(Hook):
         self.save = save
         self.save_adapter = save_adapter
         self.base_precision = base_precision
+        self.shard_base = shard_base
         self._adapted: nn.Module | None = None
         self._trained = False
 
@@ -123,10 +128,12 @@ class LoRAHook(Hook):
         self._adapted, self._trained = model, training
         start = read_start(runner)
         if start is not None and start.note is None and not training:
-            if not start.merged:
-                runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
+            evaluate_plain(runner, start.merged)
             return
         config = config_of_run(runner, self.config_for(model), start)
+        shards = self.shard_base and runner.world_size > 1
+        if shards:
+            check_shardable(runner, config, self.save, self.base_precision)
         fully_trained = fully_trained_modules(model, config, self.trainable_modules)
         base = bring_base(runner, config, start, fully_trained, self.base_precision)
         if self.base_precision != 'fp32':
@@ -137,21 +144,27 @@ class LoRAHook(Hook):
         matches = inject(model, config, self.trainable_modules, fresh)
         trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         base = without_trained(base, trained)
+        if shards:
+            shard_base(runner, left_out(model, base))
         wrap_again(runner)
         adapters = config if adapter_names(model) else None  # modules may be trained without any
         noted = functools.partial(note, adapters, self.trainable_modules, base, base_precision=self.base_precision)
         slim = SlimCheckpointHook(base, noted, self.save, self.save_adapter)
         if training:
-            model.init_weights = _already_done
-            rebuild_optimizer(runner)
-            slim.check(runner)
-            runner.register_hook(slim)
-            for hook in (FrozenNormsHook(), UnusedAdaptersHook()):
-                runner.register_hook(hook, priority=self.priority)
-        elif self.base_precision == 'fp32':
+            self._begin_training(runner, slim, shards)
+        elif self.base_precision == 'fp32' and not shards:
             runner.register_hook(MergeForEvaluationHook(), priority=self.priority)
         report(runner, matches, slim.dropped(model), self._warn_unmatched)
         self._report_blocks(runner, model)
+
+    def _begin_training(self, runner: Runner, slim: SlimCheckpointHook, shards: bool) -> None:
+        model = segmentor_of(runner)
+        model.init_weights = functools.partial(hide_shards_once, model) if shards else _already_done
+        rebuild_optimizer(runner)
+        slim.check(runner)
+        runner.register_hook(slim)
+        for hook in (FrozenNormsHook(), UnusedAdaptersHook()):
+            runner.register_hook(hook, priority=self.priority)
 
     def config_for(self, model: nn.Module) -> Any:
         """PEFT's config for a model that is not adapted yet.
@@ -164,8 +177,12 @@ class LoRAHook(Hook):
         return config if self.blocks is None else keep_to_blocks(model, config, self.blocks)
 
     def _report_blocks(self, runner: Runner, model: nn.Module) -> None:
-        if self.blocks is not None:
-            span, count = block_range(model, self.blocks)
+        if self.blocks is None:
+            return
+        span, count = block_range(model, self.blocks)
+        if not adapter_names(model):
+            runner.logger.warning(f'blocks={self.blocks} has no effect: without target_modules nothing is adapted.')
+        else:
             runner.logger.info(f'Of blocks 0 to {count - 1} of the ViT, {span[0]} to {span[-1]} are adapted.')
 
     def before_train(self, runner: Runner) -> None:
@@ -212,10 +229,18 @@ def check_runner(runner: Runner, own: LoRAHook) -> None:
         raise ValueError('LoRAHook rebuilds the optimizer from the config, which has no optim_wrapper: use Runner.from_cfg.')
 
 
+def evaluate_plain(runner: Runner, merged: bool) -> None:
+    """Leave a model as it is whose checkpoint has no adapters."""
+    if not merged:
+        runner.logger.warning('The checkpoint has no adapters: what is evaluated is the model without LoRA.')
+    wrap_again(runner)
+
+
 def wrap_again(runner: Runner) -> None:
     """Let DDP see the adapters: it takes the parameters when it is made."""
-    if is_model_wrapper(runner.model):
-        runner.model = runner.model.module  # lets go of the old wrapper before the new one takes the parameters
+    if runner.distributed:
+        if is_model_wrapper(runner.model):  # not where the base was to be sharded first
+            runner.model = runner.model.module  # lets go of the old wrapper before the new one takes the parameters
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model)
 
 

@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
+from mmseg_eomt.memory.iterations import scaled
 from mmseg_eomt.memory.predict import predict
+from mmseg_eomt.models.query_head import QueryHead
 
 # what settings cost, in forward passes of fp32: an order to look in, not a measurement
-BACKWARD = 2.0  # of a forward pass; recomputing costs one more
+BACKWARD = 2.0  # of a forward pass
+RECOMPUTED = {'nothing': 0.0, 'masks': 0.3, 'all': 1.0}  # by activation checkpointing: of a forward pass
 BF16_TIME = 0.5
 OVERHEAD = 0.25  # images' worth of an iteration that do not depend on its batch
 BASE_TIME = {'fp32': 1.0, 'bf16': 1.0, '8bit': 1.2, '4bit': 1.3}
 # of a GPU's memory, what tensors cannot have: CUDA and its libraries, and gaps of the allocator
 CONTEXT_BYTES = 0.6e9
 GAPS = 0.05
-NEARLY = (
-    0.95  # of a peak that a line through those of smaller batches gives: what is above the limit even so is not looked at
-)
+# of a peak that a line through those of smaller batches gives: what is above the limit even so is not looked at
+NEARLY = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,21 @@ class Setting:
     Args:
         batch: Images per GPU and iteration.
         accumulation: Iterations per step of the optimizer.
-        with_cp: Activation checkpointing.
+        recomputed: By activation checkpointing: ``'nothing'``, ``'masks'`` (the predictions alone) or ``'all'``.
         precision: ``'fp32'`` or ``'bf16'`` (autocast).
         base: ``base_precision`` of the LoRAHook; None without one.
     """
 
     batch: int
     accumulation: int
-    with_cp: bool
+    recomputed: str
     precision: str
     base: str | None
 
     @property
     def cost(self) -> float:
         """Time per image in forward passes of fp32, by the constants above."""
-        passes = 1 + BACKWARD + self.with_cp
+        passes = 1 + BACKWARD + RECOMPUTED[self.recomputed]
         passes *= BF16_TIME if self.precision == 'bf16' else 1.0
         return passes * BASE_TIME[self.base or 'fp32'] * (1 + OVERHEAD / self.batch)
 
@@ -88,7 +91,7 @@ def fastest(
     limit, least = usable(gpu_bytes), float('inf')
     lines: dict[tuple, list[int]] = {}  # peaks at batches of 1 and 2, of settings that differ in the batch alone
     for setting in sorted(settings(config, gpus, precisions), key=lambda setting: setting.cost):
-        kind = setting.with_cp, setting.precision, setting.base
+        kind = setting.recomputed, setting.precision, setting.base
         if kind not in lines:
             lines[kind] = [
                 predict(
@@ -122,11 +125,10 @@ def settings(config: Config, gpus: int = 1, precisions: Sequence[str] = ('bf16',
         raise ValueError(f'{gpus} GPUs do not divide the {images} images of an optimizer step.')
     per_gpu = images // gpus
     batches = [batch for batch in range(1, per_gpu + 1) if per_gpu % batch == 0]
-    bases = (None,) if lora_hook(config) is None else ('fp32', 'bf16')
-    for batch, with_cp, precision, base in itertools.product(batches, (False, True), precisions, bases):
-        if with_cp and not checkpointing(config):
-            continue
-        yield Setting(batch, per_gpu // batch, with_cp, precision, base)
+    bases = (None,) if lora_hook_index(config) is None else ('fp32', 'bf16')
+    levels = ['nothing', *(level for level in ('masks', 'all') if level in checkpointing(config))]
+    for batch, recomputed, precision, base in itertools.product(batches, levels, precisions, bases):
+        yield Setting(batch, per_gpu // batch, recomputed, precision, base)
 
 
 def effective_batch(config: Config) -> int:
@@ -134,17 +136,23 @@ def effective_batch(config: Config) -> int:
     return config.train_dataloader.batch_size * config.optim_wrapper.get('accumulative_counts', 1)
 
 
-def lora_hook(config: Config) -> int | None:
+def lora_hook_index(config: Config) -> int | None:
     """The place of the LoRAHook among the custom hooks."""
     hooks = config.get('custom_hooks') or ()
     return next((place for place, hook in enumerate(hooks) if hook.get('type') == 'LoRAHook'), None)
 
 
-def checkpointing(config: Config) -> dict[str, bool]:
-    """What sets activation checkpointing; nothing where the backbone is not known to have it."""
+def checkpointing(config: Config) -> dict[str, str]:
+    """The setting that recomputes ``'masks'`` or ``'all'``; nothing where backbone or head are not known to have it."""
+    found = {}
+    head = MODELS.get(str(config.model.get('decode_head', {}).get('type')))
+    if isinstance(head, type) and issubclass(head, QueryHead):
+        found['masks'] = 'model.decode_head.masks_with_cp'
     if config.model.get('vit') is not None:
-        return {'model.vit.with_cp': True}
-    return {'model.backbone.with_cp': True} if 'with_cp' in config.model.get('backbone', {}) else {}
+        found['all'] = 'model.vit.with_cp'
+    elif 'with_cp' in config.model.get('backbone', {}):
+        found['all'] = 'model.backbone.with_cp'
+    return found
 
 
 def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, Any]:
@@ -154,42 +162,17 @@ def options_for(config: Config, setting: Setting, gpus: int = 1) -> dict[str, An
     if (setting.batch, setting.accumulation) != old:
         options['train_dataloader.batch_size'] = setting.batch
         options['optim_wrapper.accumulative_counts'] = setting.accumulation
-        options.update(_scaled(config, setting.accumulation / old[1]))
+        options.update(scaled(config, setting.accumulation / old[1]))
     if (config.get('auto_scale_lr') or {}).get('base_batch_size', setting.batch * gpus) != setting.batch * gpus:
         options['auto_scale_lr.base_batch_size'] = setting.batch * gpus
-    for name in checkpointing(config):
-        options[name] = setting.with_cp
+    for level, name in checkpointing(config).items():
+        if level == 'all' or setting.recomputed == level or config.model.decode_head.get('masks_with_cp'):
+            options[name] = setting.recomputed == level
     if setting.precision == 'bf16':
         options['optim_wrapper.type'], options['optim_wrapper.dtype'] = 'AmpOptimWrapper', 'bfloat16'
     elif config.optim_wrapper.get('type') == 'AmpOptimWrapper':
-        options['optim_wrapper.type'] = 'OptimWrapper'
-    place = lora_hook(config)
+        options['optim_wrapper.dtype'] = 'float32'  # its loss_scale and dtype are nothing that an OptimWrapper takes
+    place = lora_hook_index(config)
     if place is not None and setting.base != config.custom_hooks[place].get('base_precision', 'fp32'):
         options[f'custom_hooks.{place}.base_precision'] = setting.base
     return options
-
-
-def _scaled(config: Config, factor: float) -> dict[str, Any]:
-    """All that the config counts in iterations, for steps of another number of them."""
-    found: dict[str, Any] = {}
-    groups: list[tuple[str, Any, tuple[str, ...]]] = [
-        ('train_cfg', config.get('train_cfg'), ('max_iters', 'val_interval', 'val_begin')),
-        ('default_hooks.checkpoint', (config.get('default_hooks') or {}).get('checkpoint'), ('interval',)),
-    ]
-    schedulers = config.get('param_scheduler') or ()
-    schedulers = schedulers if isinstance(schedulers, (list, tuple)) else ()
-    groups += [(f'param_scheduler.{i}', scheduler, ('begin', 'end')) for i, scheduler in enumerate(schedulers)]
-    hooks = config.get('custom_hooks') or ()
-    groups += [(f'custom_hooks.{i}', hook, ('start_iters', 'end_iters', 'begin_iter')) for i, hook in enumerate(hooks)]
-    for prefix, group, names in groups:
-        for name in names:
-            value = group.get(name) if isinstance(group, Mapping) else None
-            new = [_times(v, factor) for v in value] if isinstance(value, (list, tuple)) else _times(value, factor)
-            if new != (list(value) if isinstance(value, tuple) else value):
-                found[f'{prefix}.{name}'] = new
-    return found
-
-
-def _times(value: Any, factor: float) -> Any:
-    """A number of iterations for another accumulation; fractions of a run stay."""
-    return max(1, round(value * factor)) if isinstance(value, int) and not isinstance(value, bool) and value else value

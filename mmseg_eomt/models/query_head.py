@@ -49,6 +49,7 @@ class QueryHead(BaseModule):
         query_tolerance: In evaluation, queries whose best class has a lower probability are skipped in the class scores,
             which changes none by more than Q · ``query_tolerance``: :func:`.semantic_inference.pixel_scores`. Default: 0.
         with_cp: Whether blocks and predictions use activation checkpointing in training. Default: False.
+        masks_with_cp: The same for the predictions alone, whose mask module keeps the most. Default: False.
         align_corners: Of the resizing that the segmentor does to the image's first size. Default: False.
         init_cfg: As of mmengine. Default: None.
 
@@ -81,6 +82,7 @@ class QueryHead(BaseModule):
         ignore_index: int = 255,
         query_tolerance: float = 0.0,
         with_cp: bool = False,
+        masks_with_cp: bool = False,
         align_corners: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -99,6 +101,7 @@ class QueryHead(BaseModule):
         self.ignore_index = ignore_index
         self.query_tolerance = query_tolerance
         self.with_cp = with_cp
+        self.masks_with_cp = masks_with_cp
         self.align_corners = align_corners
 
         for name, module in front.items():
@@ -184,13 +187,13 @@ class QueryHead(BaseModule):
         for index, prob in enumerate(probs):
             query_mask = None
             if self.training or every_layer or prob is not None:
-                prediction = recomputed(self.with_cp, self._predict_layer, x, grid)
+                prediction = recomputed(self.with_cp or self.masks_with_cp, self._predict_layer, x, grid)
                 if self.training or every_layer:
                     predictions.append(prediction)
                 if prob is not None:
                     query_mask = self._query_mask(prediction[0].detach(), x.shape[1], grid, prob)
             x = self.run_block(index, x, query_mask, rope, grid)
-        predictions.append(recomputed(self.with_cp, self._predict_layer, x, grid))
+        predictions.append(recomputed(self.with_cp or self.masks_with_cp, self._predict_layer, x, grid))
         masks, classes = zip(*predictions)
         return list(masks), list(classes)
 

@@ -18,6 +18,7 @@ from mmseg_eomt.data.missing import explain_missing_data
 from mmseg_eomt.engine import checks
 from mmseg_eomt.engine.resume import settle_resume
 from mmseg_eomt.engine.runner_state import segmentor_of
+from mmseg_eomt.engine.sharding import waits_for_shards
 from mmseg_eomt.memory.report import announce
 from mmseg_eomt.models.query_head import QueryHead
 from mmseg_eomt.patches import patch
@@ -26,6 +27,7 @@ from mmseg_eomt.patches import patch
 def apply() -> None:
     """Apply these patches; a second call changes nothing."""
     patch_train()
+    patch_wrap_model()
     patch_call_hook()
     patch_build_dataloader()
     patch_compile()
@@ -48,6 +50,21 @@ def _settled(train: Callable) -> Callable:
         return train(self)
 
     return settled_train
+
+
+def patch_wrap_model() -> None:
+    """Let a model whose base is to be sharded stay on the CPU until LoRAHook has cut it: whole, it may not fit a GPU.
+
+    Goes when mmengine asks the hooks before it moves a model.
+    """
+    patch(Runner, 'wrap_model', _after_sharding)
+
+
+def _after_sharding(wrap: Callable) -> Callable:
+    def wrap_model(self: Runner, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        return model if waits_for_shards(self) else wrap(self, model_wrapper_cfg, model)
+
+    return wrap_model
 
 
 def patch_call_hook() -> None:

@@ -16,7 +16,7 @@ from mmseg.utils import register_all_modules
 from torch import nn
 
 from mmseg_eomt.adapters.checkpoint import note_of, weights_of
-from mmseg_eomt.inference import class_names, names_and_colours
+from mmseg_eomt.inference import class_names, for_prediction, names_and_colours
 from mmseg_eomt.models.segmentor import share_vit
 from mmseg_eomt.tasks.sharing import Base, base_of
 from mmseg_eomt.visualization import make_palette
@@ -47,7 +47,7 @@ def load_tasks(
     given = tasks_of(settings)
     if tasks is not None:
         settings.model.tasks = ConfigDict({name: entry_of(given, name) for name in tasks})
-    settings.test_pipeline = copy.deepcopy(_first(settings.test_dataloader.dataset)['pipeline'])
+    settings.test_pipeline = for_prediction(_first(settings.test_dataloader.dataset)['pipeline'])
     return init_model(settings, device=device or get_device())
 
 
@@ -55,14 +55,26 @@ def tasks_of(config: Config) -> Mapping[str, Any]:
     """The tasks' entries of a config.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has none, or something else is in their place.
     """
-    if not config.model.get('tasks'):
+    model: Any = config.get('model') or {}
+    if not model.get('tasks'):
         raise ValueError(
             f"{config.filename or 'The config'} has no tasks: set model.type='MultiTaskSegmentor' and "
             f"model.tasks=dict(name='<checkpoint>', …), as configs/tasks/eomt_tasks_demo.py does."
         )
-    return config.model.tasks
+    return checked_tasks(model.tasks)
+
+
+def checked_tasks(tasks: Any) -> Mapping[str, Any]:
+    """What is given as tasks, once it is known to be entries by name.
+
+    Raises:
+        ValueError: If it is not, or there are none.
+    """
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise ValueError(f"tasks are checkpoints by name, tasks=dict(name='<checkpoint>', …), got {tasks!r}.")
+    return tasks
 
 
 def entry_of(tasks: Any, name: str) -> Any:
@@ -132,7 +144,7 @@ def load_task(name: str, entry: str | Mapping[str, Any], shared: Mapping[str, An
 
 def _checked(name: str, entry: Any) -> tuple[str, Config | None]:
     """Checkpoint and config of an entry."""
-    if not re.fullmatch(r'\w[\w-]*', name):
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'A task is named with letters, digits, _ and -, as its folder of results is; got {name!r}.')
     if hasattr(nn.ModuleDict(), name):  # which keeps the tasks
         raise ValueError(f'A task cannot be named {name!r}, a word of PyTorch itself: add to it, as in {name + "_task"!r}.')
@@ -142,8 +154,18 @@ def _checked(name: str, entry: Any) -> tuple[str, Config | None]:
         raise ValueError(
             f"Task {name!r} is a checkpoint's path or dict(checkpoint='<path>', config='<config>'), got {entry!r}."
         )
-    config = Config.fromfile(given['config']) if given.get('config') else None
-    return given['checkpoint'], config
+    return given['checkpoint'], _config_of(name, given['config']) if given.get('config') else None
+
+
+def _config_of(name: str, path: Any) -> Config:
+    """The config of a task, which has a model."""
+    try:
+        config = Config.fromfile(path)
+    except (OSError, TypeError) as error:
+        raise ValueError(f'The config of task {name!r} cannot be read, give its path: {path!r} ({error})') from error
+    if not config.get('model'):
+        raise ValueError(f'The config of task {name!r}, {path}, has no model: give the one that the task was trained with.')
+    return config
 
 
 def _classes(name: str, checkpoint: Mapping[str, Any], config: Config | None) -> dict[str, list]:

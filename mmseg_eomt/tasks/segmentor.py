@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.segmentor import EoMTSegmentor
-from mmseg_eomt.tasks.loading import entry_of, load_task, shared_settings
+from mmseg_eomt.tasks.loading import checked_tasks, entry_of, load_task, shared_settings
 from mmseg_eomt.tasks.mixed import MixedTrunk
 from mmseg_eomt.tasks.sharing import check_one_encoder, paths_of, share_weights
 from mmseg_eomt.tasks.trunk import Places, shared_features
@@ -65,9 +65,7 @@ class MultiTaskSegmentor(EoMTSegmentor):
         settings = shared_settings({name: value for name, value in model.items() if name != 'pretrained'})
         BaseSegmentor.__init__(self, settings.get('data_preprocessor'))  # no backbone and head besides the tasks'
         self.test_cfg, self.train_cfg = ConfigDict(settings['test_cfg']), None
-        entries = dict(tasks) if task is None else {task: entry_of(tasks, task)}
-        if not entries:
-            raise ValueError("MultiTaskSegmentor needs tasks=dict(name='<checkpoint>', …), got none.")
+        entries = dict(checked_tasks(tasks)) if task is None else {task: entry_of(checked_tasks(tasks), task)}
         loaded = {name: load_task(name, entry, settings) for name, entry in entries.items()}
         check_one_encoder({name: base for name, (_, base) in loaded.items()})
         segmentors = {name: segmentor for name, (segmentor, _) in loaded.items()}

@@ -22,6 +22,7 @@ from mmseg_eomt.weights.checkpoint import (
 )
 from mmseg_eomt.weights.class_heads import convert_class_heads, with_class_heads
 from mmseg_eomt.weights.compare import compare, refuse
+from mmseg_eomt.weights.decoder import decoder_of
 from mmseg_eomt.weights.key_mapping import GRID, UNUSED, StateDict
 from mmseg_eomt.weights.pmt_formats import DECODER
 
@@ -89,6 +90,11 @@ def fit(found: ViTWeights, target: Target, training: bool) -> tuple[StateDict, R
             names.
     """
     report = Report(target.name, f'{found.source} ({found.kind})')
+    if not training and decoder_of(found.weights):
+        raise ValueError(
+            f'{found.source} ({found.kind}) is a PMT, and {target.name} has no PMTHead: predict with the config that it was '
+            f'trained with, as configs/eomt_pmt_*.py, or train on its ViT (model.vit.pretrained).'
+        )
     if not found.is_eomt and not training:
         raise ValueError(f'{found.source} ({found.kind}) is a ViT without the heads of an EoMT: train it first.')
     check_arch(found, target.arch, target.tensors)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, make_config
 from made_domains import MADE
 from mmengine.config import Config
@@ -163,6 +164,18 @@ def test_images_that_a_sampler_repeats_count_once(run, monkeypatch):
         warnings.simplefilter('ignore')
         found = metric.compute_metrics(ordered)
     assert found == {key: value for key, value in metrics.items() if 'time' not in key}
+
+
+def test_a_domain_without_labels_is_warned_of_and_not_in_the_means(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr('mmseg_eomt.domains.metric.print_log', lambda message, *_: said.append(message))
+    metric = domains.DomainIoUMetric()
+    metric.dataset_meta = dict(classes=('road', 'car'))
+    areas = [torch.tensor([one, 0.0]) for one in (1.0, 2.0, 1.0, 2.0)]  # of the second class nothing
+    found = metric.compute_metrics([('day', areas), ('night', [torch.zeros(2)] * 4)])
+    assert found['mIoU'] == found['mIoU/day'] == 50
+    assert np.isnan(found['mIoU/night'])
+    assert [line for line in said if line.startswith('No pixel of night has a label that counts')]
 
 
 def test_a_dataset_without_domains_and_predictions_to_write_are_refused(run):

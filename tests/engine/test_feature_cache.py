@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, loops
 
-from mmseg_eomt.data.transforms import EoMTColorJitter
-from mmseg_eomt.engine.feature_store import FeatureStore, bytes_of, check_room
+from mmseg_eomt.data.color_jitter import EoMTColorJitter
+from mmseg_eomt.data.sizes import bytes_of
+from mmseg_eomt.engine.feature_store import FeatureStore, check_room
 
 HEAD_ONLY = dict(type='LoRAHook', target_modules=[], trainable_modules=['decode_head'])
 LATER_BLOCK = dict(type='LoRAHook', r=4, lora_dropout=0.1, peft=dict(layers_to_transform=[1]))

@@ -1,10 +1,12 @@
 """A frozen backbone costs no gradients: what trains is the decode head, and what is kept for it is the head's."""
 
 import functools
+import logging
 import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from mmseg_eomt.adapters.inject import inject
 from mmseg_eomt.engine.frozen_part import FrozenPart
+from mmseg_eomt.engine.lora_hook import LoRAHook
 from mmseg_eomt.models.eomt_vit import EoMTViT
 from mmseg_eomt.models.lateral_vit import LateralViT
 
@@ -53,6 +56,12 @@ def frozen_model(**arch: object) -> nn.Module:
     )
     inject(model, None, ['decode_head'])
     return model.train()
+
+
+def test_blocks_without_layers_to_adapt_are_warned_of(caplog):
+    hook = LoRAHook(target_modules=[], trainable_modules=['decode_head'], blocks=(1, -1))
+    hook._report_blocks(SimpleNamespace(logger=logging.getLogger('frozen')), frozen_model())
+    assert caplog.messages == ['blocks=(1, -1) has no effect: without target_modules nothing is adapted.']
 
 
 class _Saved:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import ROOT, small_recipe
 from mmengine.config import Config, DictAction
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import DefaultScope
 
 from mmseg_eomt.commands import plan
 from mmseg_eomt.memory import predict
 from mmseg_eomt.memory.faked import build
+from mmseg_eomt.memory.iterations import scaled
 from mmseg_eomt.memory.report import announce, option_line, too_little
 from mmseg_eomt.memory.search import CONTEXT_BYTES, GAPS, Setting, changed, effective_batch, fastest, options_for, settings
 from mmseg_eomt.models import losses
@@ -45,14 +47,19 @@ def _model(config: Config) -> torch.nn.Module:
 
 def test_what_saves_memory_is_predicted_to_save_it(config):
     plain = total(config)
-    assert total(config, **{'model.vit.with_cp': True}) < plain
-    assert total(config, **{'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}) < plain
+    for saving in (
+        {'model.vit.with_cp': True},
+        {'model.decode_head.masks_with_cp': True},
+        {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'},
+    ):
+        assert total(config, **saving) < plain
 
 
 def test_every_setting_keeps_images_and_steps(config):
     steps = config.train_cfg.max_iters / config.optim_wrapper.accumulative_counts
     found = list(settings(config))
     assert {s.batch * s.accumulation for s in found} == {16} and len({s.batch for s in found}) == 5
+    assert {s.recomputed for s in found} == {'nothing', 'masks', 'all'}
     for setting in found:
         new = changed(config, options_for(config, setting))
         assert effective_batch(new) == 16
@@ -65,9 +72,48 @@ def test_every_setting_keeps_images_and_steps(config):
 def test_iterations_of_schedules_and_hooks_are_scaled_and_fractions_are_not(config):
     hooks = [dict(type='MaskAnnealingHook', start_iters=[0.25, 100], end_iters=[0.5, 200])]
     config = changed(config, {'custom_hooks': hooks})
-    options = options_for(config, Setting(1, 16, False, 'fp32', None))
+    options = options_for(config, Setting(1, 16, 'nothing', 'fp32', None))
     assert options['custom_hooks.0.start_iters'] == [0.25, 400] and options['custom_hooks.0.end_iters'] == [0.5, 800]
     assert option_line(options).startswith('--cfg-options train_dataloader.batch_size=1 ')
+
+
+def test_what_counts_epochs_or_never_happens_is_not_scaled(config):
+    loop = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=1, _delete_=True)
+    changes = {
+        'train_cfg': loop,
+        'param_scheduler': dict(type='MultiStepLR', milestones=[1, 2], _delete_=True),
+        'default_hooks.checkpoint': dict(interval=2, _delete_=True),
+        'custom_hooks': [dict(type='MaskAnnealingHook', start_iters=[-2, 0], end_iters=[-1, 4])],
+    }
+    assert scaled(changed(config, changes), 4) == {'custom_hooks.0.end_iters': [-1, 16]}
+    never = changed(config, {'default_hooks.checkpoint.interval': -1})
+    assert 'train_cfg.max_iters' in scaled(never, 4) and 'default_hooks.checkpoint.interval' not in scaled(never, 4)
+
+
+def test_schedules_of_all_kinds_and_averages_are_scaled_or_refused(config):
+    schedule = dict(type='MultiStepLR', milestones=(100, 200), begin=10, by_epoch=False, _delete_=True)
+    changes = {
+        'train_cfg.dynamic_intervals': [(0, 10), (100, 5)],
+        'param_scheduler': schedule,
+        'custom_hooks': [dict(type='EMAHook', momentum=0.19, begin_iter=3)],
+    }
+    options = scaled(changed(config, changes), 2)
+    assert options['train_cfg.dynamic_intervals'] == [[0, 20], [200, 10]]
+    assert options['param_scheduler.milestones'] == [200, 400] and options['param_scheduler.begin'] == 20
+    assert options['custom_hooks.0.momentum'] == 0.1 and options['custom_hooks.0.begin_iter'] == 6
+    decaying = changed(config, {'param_scheduler': [dict(type='ExponentialLR', gamma=0.81, by_epoch=False)]})
+    assert scaled(decaying, 2)['param_scheduler.0.gamma'] == 0.9
+    other = changed(config, {'custom_hooks': [dict(type='EMAHook', ema_type='MomentumAnnealingEMA')]})
+    assert scaled(other, 1) == {}
+    with pytest.raises(ValueError, match='an EMAHook whose MomentumAnnealingEMA'):
+        scaled(other, 2)
+
+
+def test_an_amp_config_stays_buildable_in_fp32(config):
+    wrapper = {f'optim_wrapper.{k}': v for k, v in dict(type='AmpOptimWrapper', dtype='float16', loss_scale=512.0).items()}
+    amp = changed(config, wrapper)
+    new = changed(amp, options_for(amp, Setting(16, 1, 'nothing', 'fp32', 'fp32'))).optim_wrapper
+    assert (new.type, new.dtype) == ('AmpOptimWrapper', 'float32') and new.dtype in AmpOptimWrapper.valid_dtypes
 
 
 def test_the_printed_line_is_a_setting_that_fits(config, config_file, in_process):

@@ -9,7 +9,7 @@ from test_eomt_head import samples, small_segmentor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmseg_eomt.models import mask_module
+from mmseg_eomt.models import layers, mask_module
 
 DINOV3 = dict(SMALL_ARCH, rope_theta=100.0, rope_rescale=2.0, qkv_bias='qv', norm_eps=1e-5)
 WAITING = {'_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'is_nonzero'}
@@ -37,6 +37,21 @@ def test_recomputation_gives_the_same_losses_and_gradients_and_keeps_less(arch):
     assert kept[1] < 0.5 * kept[0]
     assert losses[0].keys() == losses[1].keys()
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_the_predictions_alone_are_recomputed_with_the_same_gradients():
+    kept, grads = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = small_segmentor(head=dict(masks_with_cp=again))
+        sizes = {}
+        with saved_tensors_hooks(lambda t, sizes=sizes: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+            losses = step(model)
+        model.parse_losses(losses)[0].backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.9 * kept[0]
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
@@ -71,7 +86,7 @@ class Waits(TorchDispatchMode):
 
 def test_a_training_step_waits_for_the_device_once(monkeypatch):
     """On a CPU, a transfer to the CPU is seen by the methods that ask for one, and the way of other devices is taken."""
-    monkeypatch.setattr(mask_module, '_on_cpu', lambda tensor: False)
+    monkeypatch.setattr(mask_module, 'on_cpu', lambda tensor: False)
     model = small_segmentor(head=dict(num_queries=8))
     model.decode_head.set_mask_probs((0.5, 0.0))
     with Waits() as waits:
@@ -119,3 +134,16 @@ def test_backbone_and_head_compile_without_a_graph_break(arch, training):
     if training:
         sum((part**2).sum() for part in given).backward()
         assert all(p.grad is not None for p in model.parameters())
+
+
+@torch.no_grad()
+def test_an_mlp_in_evaluation_computes_some_tokens_at_a_time_and_what_watches_it_sees_all(monkeypatch):
+    mlp, x = layers.MLPS['gelu'](8, 32), torch.randn(2, 7, 8)
+    with torch.enable_grad():
+        expected = mlp(x).detach()
+    monkeypatch.setattr(layers, 'HIDDEN_ELEMENTS', 3 * 32)
+    assert torch.allclose(mlp(x), expected, atol=1e-6)
+    seen = []
+    mlp.fc1.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert torch.allclose(mlp(x), expected, atol=1e-6)
+    assert torch.equal(seen[0], mlp.fc1(x))

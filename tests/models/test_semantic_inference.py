@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmseg_eomt.models import semantic_inference
+from mmseg_eomt.models import graph_scores, semantic_inference
 from mmseg_eomt.models.semantic_inference import pixel_scores
 
 
@@ -33,6 +33,26 @@ def test_strips_give_the_scores_of_whole_masks(elements, padded, size, monkeypat
     masks, classes = 3 * torch.randn(2, 7, 12, 20), torch.randn(2, 7, 5)
     scores = pixel_scores(masks, probabilities(classes), padded, size)
     assert torch.allclose(scores, whole(masks, classes, padded, size), atol=1e-6)
+
+
+@pytest.mark.parametrize('elements', [500, 10**4, 10**9])
+@pytest.mark.parametrize(
+    ('padded', 'size'),
+    [((48, 80), (48, 80)), ((48, 80), (37, 70)), ((48, 77), (48, 77)), ((48, 77), (37, 70)), ((50, 77), (50, 77))],
+)
+def test_strips_of_a_graph_give_the_scores_of_whole_masks(elements, padded, size, monkeypatch):
+    monkeypatch.setattr(graph_scores, 'STRIP_ELEMENTS', elements)
+    masks, classes = 3 * torch.randn(2, 7, 12, 20), torch.randn(2, 7, 5)
+    scores = graph_scores.graph_scores(masks, probabilities(classes), padded, size)
+    assert torch.allclose(scores, whole(masks, classes, padded, size), atol=1e-6)
+
+
+def test_scores_have_gradients_where_they_are_asked_for():
+    masks, classes = torch.randn(1, 7, 12, 20, requires_grad=True), torch.randn(1, 7, 5)
+    size = (48, 80)
+    given = torch.autograd.grad(pixel_scores(masks, probabilities(classes), size, size)[:, 1].sum(), masks)[0]
+    expected = torch.autograd.grad(whole(masks, classes, size, size)[:, 1].sum(), masks)[0]
+    assert torch.allclose(given, expected, atol=1e-6)
 
 
 def test_leaving_all_queries_out_gives_scores_of_zero():

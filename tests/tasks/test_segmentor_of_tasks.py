@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import relative_error
+from conftest import ROOT, SMALL_ARCH, relative_error
+from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import inference_model, init_model
 
@@ -205,6 +206,13 @@ def other_files(checkpoints: dict, folder) -> dict[str, dict]:
     return files
 
 
+@pytest.mark.parametrize('tasks', [['day.pth'], 'day.pth', 3, {1: 'day.pth'}])
+def test_tasks_without_names_are_refused_with_how_to_write_them(tasks):
+    model = dict(type='MultiTaskSegmentor', vit=dict(arch=SMALL_ARCH), tasks=tasks)
+    with pytest.raises(ValueError, match=r"tasks=dict\(name='<checkpoint>', …\), got|A task is named with letters.* got 1"):
+        load_tasks(Config(dict(model=model, test_dataloader=dict(dataset=dict(pipeline=[])))), device='cpu')
+
+
 def test_what_is_no_task_of_this_encoder_is_refused_in_a_sentence(tasks_config, config_file, checkpoints, tmp_path):
     day, files = checkpoints['day'], other_files(checkpoints, tmp_path)
     shifted = config_file(tasks_config({'model.data_preprocessor.mean': [0.0, 0.0, 0.0]}))
@@ -222,6 +230,12 @@ def test_what_is_no_task_of_this_encoder_is_refused_in_a_sentence(tasks_config, 
         ({'train': day}, "A task cannot be named 'train', .* as in 'train_task'"),
         (dict(day=dict(file=day)), "'day' is a checkpoint's path or dict"),
         (dict(day=3), "'day' is a checkpoint's path or dict"),
+        (dict(day=dict(checkpoint=day, config='nowhere.py')), "config of task 'day' cannot be read.* 'nowhere.py'"),
+        (dict(day=dict(checkpoint=day, config=dict(model=1))), "config of task 'day' cannot be read"),
+        (
+            dict(day=dict(checkpoint=day, config=str(ROOT / 'configs/_base_/lora.py'))),
+            "config of task 'day', .* has no model",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load_tasks(tasks_config(**tasks), device='cpu')

@@ -106,6 +106,18 @@ def test_a_whole_pmt_is_a_vit_for_other_models(public):
     assert torch.equal(model.state_dict()[name], expected)
 
 
+@pytest.mark.parametrize('content', ['public', 'own'])
+def test_a_model_without_its_head_does_not_predict_with_a_pmt(public, tmp_path, content):
+    config = config_of(public['config'])
+    if content == 'own':
+        torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), tmp_path / 'own.pth')
+    config.model.backbone = dict(type='EoMTViT')
+    config.model.decode_head = dict(type='EoMTHead', num_classes=3)
+    config.model.vit.num_joint_blocks = 2
+    with pytest.raises(ValueError, match=r'is a PMT, and EoMTSegmentor has no PMTHead: predict with the config'):
+        init_model(config, public['whole'] if content == 'public' else str(tmp_path / 'own.pth'), device='cpu')
+
+
 @pytest.mark.parametrize('content', ['decoder', 'whole'])
 def test_names_are_written_back_bit_for_bit(public, tmp_path, in_process, content):
     log = in_process(convert_checkpoint.main, public[content], tmp_path / 'ours.pth', '--to', 'mmseg')
