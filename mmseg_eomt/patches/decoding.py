@@ -12,10 +12,15 @@ from mmseg_eomt.patches import patch
 
 
 def apply() -> None:
+    """Make the patch; a second call changes nothing."""
+    patch_imfrombytes()
+
+
+def patch_imfrombytes() -> None:
     """Let ``mmcv.imfrombytes``, which all loaders of the toolbox call, decode plain PNG files with kornia-rs if it is there.
 
     The pixels are the same. OpenCV's wheels decode PNG with a zlib of 2017, and take most of a Cityscapes sample's time for
-    it; goes when they have a faster one. A second call changes nothing.
+    it. Goes when they have a faster one.
     """
     patch(mmcv, 'imfrombytes', _faster)
 
