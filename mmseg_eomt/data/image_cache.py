@@ -257,7 +257,7 @@ class LoadImageFromFile(_LoadImageFromFile):
         max_bytes = bytes_of(cache_size, 'cache_size')
         if cache_dir is None:
             return
-        reason = self.why_no_cache(vars(self))
+        reason = self.why_no_cache(dict(vars(self)))
         if reason:
             raise ValueError(reason)
         check_writable(cache_dir)

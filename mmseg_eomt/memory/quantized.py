@@ -38,7 +38,8 @@ class PackedLinear(nn.Linear):
 
 def quantize(model: nn.Module, precision: str) -> None:
     """Replace the frozen linear layers of a model on the meta device by packed ones."""
-    for layer in model.modules():
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
         if type(layer) in (nn.Linear, KeyBiasFreeLinear) and not any(p.requires_grad for p in layer.parameters()):
             size = int(layer.weight.numel() * BYTES[precision])
             layer.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device='meta'), requires_grad=False)
