@@ -59,11 +59,19 @@ def to_openvino(program: ExportedProgram, metadata: dict[str, str], outputs: Seq
             f'OpenVINO cannot convert the graph: fix its size if it is open, or export to ONNX. ({reason})'
         ) from error
     model.inputs[0].get_tensor().set_names({'image'})
+    model.reshape({'image': openvino.PartialShape(_sides(program))})  # the conversion forgets the size
     for output, name in zip(model.outputs, outputs):
         output.get_tensor().set_names({name})
     for key, value in metadata.items():
         model.set_rt_info(value, [GROUP, key])
     return model
+
+
+def _sides(program: ExportedProgram) -> list[int]:
+    """Sides of a program's image; -1 for those that are open."""
+    (name,) = program.graph_signature.user_inputs
+    image = next(node for node in program.graph.nodes if node.name == name)
+    return [side if isinstance(side, int) else -1 for side in image.meta['val'].shape]
 
 
 def quantize(model: 'Model', images: Sequence[Tensor]) -> 'Model':
